@@ -1,0 +1,206 @@
+use std::{error::Error, fmt, time::Duration};
+
+use crate::BoxError;
+
+/// The one error with which every layer refuses a call.
+///
+/// It says what happened ([`kind`](Self::kind)), which layer says so ([`layer`](Self::layer)) and when to come back
+/// ([`retry_after`](Self::retry_after)). The layer's own detail, if there is any, is the
+/// [`source`](std::error::Error::source).
+///
+/// ```
+/// use std::time::Duration;
+/// use bartizan_core::{BoxError, Rejected, RejectionKind, RetryAfter};
+///
+/// let refusal = Rejected::new(RejectionKind::RateLimited, "rate-limit")
+///     .with_retry_after(RetryAfter::After(Duration::from_millis(1500)));
+/// assert_eq!(refusal.to_string(), "rate-limit: rate limited, retry after 1.5s");
+///
+/// // Whatever was wrapped around it on the way up, another layer finds it again.
+/// let seen: BoxError = std::io::Error::other(refusal).into();
+/// let found = Rejected::find(&*seen).expect("there is a refusal in this chain");
+/// assert_eq!(found.kind(), RejectionKind::RateLimited);
+/// ```
+pub struct Rejected {
+    kind: RejectionKind,
+    layer: &'static str,
+    retry_after: RetryAfter,
+    source: Option<BoxError>,
+}
+
+impl Rejected {
+    /// A refusal by `layer`, which is the layer's name in kebab case (`"rate-limit"`).
+    ///
+    /// [`retry_after`](Self::retry_after) is [`RetryAfter::Unknown`] and there is no source until they are set.
+    pub const fn new(kind: RejectionKind, layer: &'static str) -> Self {
+        Self { kind, layer, retry_after: RetryAfter::Unknown, source: None }
+    }
+
+    /// Says when the same call may be worth making again.
+    #[must_use]
+    pub fn with_retry_after(mut self, retry_after: RetryAfter) -> Self {
+        self.retry_after = retry_after;
+        self
+    }
+
+    /// Adds the layer's own detail: violations, attempts, the policy that was hit.
+    #[must_use]
+    pub fn with_source(mut self, source: impl Into<BoxError>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// What happened.
+    pub const fn kind(&self) -> RejectionKind {
+        self.kind
+    }
+
+    /// The name of the layer that refused.
+    pub const fn layer(&self) -> &'static str {
+        self.layer
+    }
+
+    /// When the same call may be worth making again.
+    pub const fn retry_after(&self) -> RetryAfter {
+        self.retry_after
+    }
+
+    /// The outermost refusal in the chain of sources that starts at `error`, `error` itself included.
+    ///
+    /// This is how a layer knows another's refusal without depending on it.
+    pub fn find<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Self> {
+        let mut next = Some(error);
+        while let Some(error) = next {
+            if let Some(found) = error.downcast_ref() {
+                return Some(found);
+            }
+            next = error.source();
+        }
+        None
+    }
+}
+
+impl fmt::Display for Rejected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.layer, self.kind)?;
+        match self.retry_after {
+            RetryAfter::After(wait) => write!(f, ", retry after {wait:?}"),
+            RetryAfter::Never => f.write_str(", and no later try will pass"),
+            RetryAfter::Unknown => Ok(()),
+        }
+    }
+}
+
+impl fmt::Debug for Rejected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rejected")
+            .field("kind", &self.kind)
+            .field("layer", &self.layer)
+            .field("retry_after", &self.retry_after)
+            .field("source", &self.source)
+            .finish()
+    }
+}
+
+impl Error for Rejected {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.source.as_deref().map(|source| source as _)
+    }
+}
+
+/// Why a layer refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum RejectionKind {
+    /// The quota is spent for now.
+    RateLimited,
+    /// The call costs more than the quota can ever hold.
+    ExceedsCapacity,
+    /// No place to wait is left.
+    QueueFull,
+    /// The call waited as long as it may.
+    QueueTimeout,
+    /// The circuit breaker is open, or half-open with all its probes taken.
+    CircuitOpen,
+    /// The request or the response breaks a rule.
+    Invalid,
+    /// The component is known to be down.
+    Unhealthy,
+    /// Every target was tried and failed.
+    Exhausted,
+    /// The time for this call is used up.
+    Deadline,
+    /// The key is in use with another payload.
+    Conflict,
+    /// The shared execution that this call waited for panicked.
+    Panicked,
+    /// The inner service broke the layer's contract (a batch answered with the wrong number of results).
+    Protocol,
+    /// The caller read a shared stream too slowly.
+    Lagged,
+    /// The layer was shut down.
+    Closed,
+}
+
+impl fmt::Display for RejectionKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::RateLimited => "rate limited",
+            Self::ExceedsCapacity => "costs more than the quota can hold",
+            Self::QueueFull => "queue full",
+            Self::QueueTimeout => "waited too long in the queue",
+            Self::CircuitOpen => "circuit open",
+            Self::Invalid => "invalid",
+            Self::Unhealthy => "unhealthy",
+            Self::Exhausted => "every target failed",
+            Self::Deadline => "out of time",
+            Self::Conflict => "key in use with another payload",
+            Self::Panicked => "the shared execution panicked",
+            Self::Protocol => "the inner service broke its contract",
+            Self::Lagged => "read too slowly",
+            Self::Closed => "shut down",
+        })
+    }
+}
+
+/// When a refused or failed call may be worth making again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum RetryAfter {
+    /// Not before this much time has passed.
+    After(Duration),
+    /// Not at all: the same call can never pass.
+    Never,
+    /// Nobody said.
+    #[default]
+    Unknown,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn find_walks_to_the_outermost_refusal() {
+        let inner = Rejected::new(RejectionKind::CircuitOpen, "circuit-breaker");
+        let outer = Rejected::new(RejectionKind::Exhausted, "fallback").with_source(inner);
+        let wrapped = std::io::Error::other(std::io::Error::other(outer));
+        assert_eq!(Rejected::find(&wrapped).map(Rejected::kind), Some(RejectionKind::Exhausted));
+        assert!(Rejected::find(&std::io::Error::other("nothing here")).is_none());
+    }
+
+    #[test]
+    fn display_tells_layer_reason_and_wait() {
+        let never = Rejected::new(RejectionKind::ExceedsCapacity, "rate-limit").with_retry_after(RetryAfter::Never);
+        assert_eq!(
+            never.to_string(),
+            "rate-limit: costs more than the quota can hold, and no later try will pass"
+        );
+        assert_eq!(Rejected::new(RejectionKind::Closed, "batch").to_string(), "batch: shut down");
+    }
+
+    #[test]
+    fn source_is_the_layers_detail() {
+        let refusal = Rejected::new(RejectionKind::Invalid, "validate").with_source("3 violations");
+        assert_eq!(refusal.source().map(ToString::to_string).as_deref(), Some("3 violations"));
+    }
+}

@@ -1,0 +1,289 @@
+use std::{
+    convert::Infallible,
+    fmt,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http::{
+    HeaderName, HeaderValue, Response, StatusCode,
+    header::CONTENT_TYPE,
+};
+use http_body_util::{Either, Full};
+use pin_project_lite::pin_project;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use crate::{BoxError, Rejected, RejectionKind, RetryAfter, headers};
+
+/// Turns errors into responses, so that a stack of layers is infallible and drops into `axum::Router::layer`.
+///
+/// Put it outermost. The response body is [`Either`] the inner one or the one made from the error.
+///
+/// A [`Rejected`] anywhere in the error's chain chooses the status:
+///
+/// | kind | status |
+/// |---|---|
+/// | `Invalid` | 400 |
+/// | `Conflict` | 409 |
+/// | `ExceedsCapacity` | 413 |
+/// | `RateLimited`, `QueueFull`, `QueueTimeout` | 429 |
+/// | `Panicked` | 500 |
+/// | `Exhausted`, `Protocol` | 502 |
+/// | `CircuitOpen`, `Unhealthy`, `Lagged`, `Closed` | 503 |
+/// | `Deadline` | 504 |
+///
+/// Any other error is 502 if an [`std::io::Error`] is in its chain and 500 if not, and its text stays inside: only the
+/// status is told.
+///
+/// # Behaviour
+///
+/// Always ready once the inner service has answered: an inner `poll_ready` error is kept and becomes the next call's
+/// response.
+#[derive(Clone, Copy)]
+pub struct RejectionLayer<F> {
+    respond: F,
+}
+
+impl<F, RB> RejectionLayer<F>
+where
+    F: Fn(BoxError) -> Response<RB>,
+{
+    /// Errors become what `respond` makes of them.
+    pub const fn new(respond: F) -> Self {
+        Self { respond }
+    }
+}
+
+impl RejectionLayer<fn(BoxError) -> Response<Full<Bytes>>> {
+    /// Errors become RFC 9457 problem documents: `{"type":"about:blank","title":..,"status":..,"detail":..}`.
+    pub const fn problem_json() -> Self {
+        Self { respond: problem_json }
+    }
+
+    /// Errors become what OpenAI's clients understand: `{"error":{"message":..,"type":..,"param":null,"code":..}}`.
+    ///
+    /// Refusals that no later try can pass carry `x-should-retry: false`, which OpenAI's clients obey.
+    pub const fn openai_json() -> Self {
+        Self { respond: openai_json }
+    }
+}
+
+impl<F> fmt::Debug for RejectionLayer<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RejectionLayer").finish_non_exhaustive()
+    }
+}
+
+impl<S, F: Clone> Layer<S> for RejectionLayer<F> {
+    type Service = Rejection<S, F>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Rejection { inner, respond: self.respond.clone(), failed: None }
+    }
+}
+
+/// The service made by [`RejectionLayer`].
+pub struct Rejection<S, F> {
+    inner: S,
+    respond: F,
+    /// The error of `poll_ready`, until the next call answers with it.
+    failed: Option<BoxError>,
+}
+
+/// A clone is not ready, so what the original's `poll_ready` said stays with the original.
+impl<S: Clone, F: Clone> Clone for Rejection<S, F> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone(), respond: self.respond.clone(), failed: None }
+    }
+}
+
+impl<S: fmt::Debug, F> fmt::Debug for Rejection<S, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rejection").field("inner", &self.inner).finish_non_exhaustive()
+    }
+}
+
+impl<S, F, Req, B, RB> Service<Req> for Rejection<S, F>
+where
+    S: Service<Req, Response = Response<B>>,
+    S::Error: Into<BoxError>,
+    F: Fn(BoxError) -> Response<RB> + Clone,
+{
+    type Response = Response<Either<B, RB>>;
+    type Error = Infallible;
+    type Future = ResponseFuture<S::Future, F>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        if self.failed.is_none()
+            && let Err(error) = ready!(self.inner.poll_ready(cx))
+        {
+            self.failed = Some(error.into());
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Req) -> Self::Future {
+        let state = match self.failed.take() {
+            Some(error) => State::Failed { error: Some(error) },
+            None => State::Running { future: self.inner.call(request) },
+        };
+        ResponseFuture { state, respond: self.respond.clone() }
+    }
+}
+
+pin_project! {
+    /// The response future of [`Rejection`].
+    pub struct ResponseFuture<Fut, F> {
+        #[pin]
+        state: State<Fut>,
+        respond: F,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State<Fut> {
+        Running { #[pin] future: Fut },
+        Failed { error: Option<BoxError> },
+    }
+}
+
+impl<Fut, F, B, E, RB> Future for ResponseFuture<Fut, F>
+where
+    Fut: Future<Output = Result<Response<B>, E>>,
+    E: Into<BoxError>,
+    F: Fn(BoxError) -> Response<RB>,
+{
+    type Output = Result<Response<Either<B, RB>>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let error = match this.state.project() {
+            StateProj::Running { future } => match ready!(future.poll(cx)) {
+                Ok(response) => return Poll::Ready(Ok(response.map(Either::Left))),
+                Err(error) => error.into(),
+            },
+            StateProj::Failed { error } => error.take().expect("polled after completion"),
+        };
+        Poll::Ready(Ok((this.respond)(error).map(Either::Right)))
+    }
+}
+
+impl<Fut, F> fmt::Debug for ResponseFuture<Fut, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
+}
+
+fn problem_json(error: BoxError) -> Response<Full<Bytes>> {
+    let told = Told::of(&error);
+    let title = told.status.canonical_reason().unwrap_or("Error");
+    let body = format!(
+        r#"{{"type":"about:blank","title":{},"status":{},"detail":{}}}"#,
+        json_string(title),
+        told.status.as_u16(),
+        json_string(&told.message),
+    );
+    told.response("application/problem+json", body)
+}
+
+fn openai_json(error: BoxError) -> Response<Full<Bytes>> {
+    let told = Told::of(&error);
+    let kind = match told.status.as_u16() {
+        400 | 409 | 413 => "invalid_request_error",
+        429 => "rate_limit_error",
+        503 => "service_unavailable_error",
+        504 => "timeout_error",
+        _ => "api_error",
+    };
+    let code = told.code.map_or_else(|| "null".to_owned(), json_string);
+    let body = format!(
+        r#"{{"error":{{"message":{},"type":"{kind}","param":null,"code":{code}}}}}"#,
+        json_string(&told.message),
+    );
+    let mut response = told.response("application/json", body);
+    if told.retry_after == RetryAfter::Never {
+        response
+            .headers_mut()
+            .insert(HeaderName::from_static("x-should-retry"), HeaderValue::from_static("false"));
+    }
+    response
+}
+
+/// What an error lets the outside know.
+struct Told {
+    status: StatusCode,
+    message: String,
+    code: Option<&'static str>,
+    retry_after: RetryAfter,
+}
+
+impl Told {
+    fn of(error: &BoxError) -> Self {
+        match Rejected::find(&**error) {
+            Some(rejected) => {
+                let (status, code) = of_kind(rejected.kind());
+                Self { status, message: rejected.to_string(), code: Some(code), retry_after: rejected.retry_after() }
+            }
+            None => {
+                let (status, message) = if is_transport(&**error) {
+                    (StatusCode::BAD_GATEWAY, "the service behind this one could not be reached")
+                } else {
+                    (StatusCode::INTERNAL_SERVER_ERROR, "internal error")
+                };
+                Self { status, message: message.to_owned(), code: None, retry_after: RetryAfter::Unknown }
+            }
+        }
+    }
+
+    fn response(&self, content_type: &'static str, body: String) -> Response<Full<Bytes>> {
+        let mut response = Response::new(Full::new(Bytes::from(body)));
+        *response.status_mut() = self.status;
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        headers::set_retry_after(response.headers_mut(), self.retry_after);
+        response
+    }
+}
+
+fn of_kind(kind: RejectionKind) -> (StatusCode, &'static str) {
+    match kind {
+        RejectionKind::RateLimited => (StatusCode::TOO_MANY_REQUESTS, "rate_limited"),
+        RejectionKind::ExceedsCapacity => (StatusCode::PAYLOAD_TOO_LARGE, "exceeds_capacity"),
+        RejectionKind::QueueFull => (StatusCode::TOO_MANY_REQUESTS, "queue_full"),
+        RejectionKind::QueueTimeout => (StatusCode::TOO_MANY_REQUESTS, "queue_timeout"),
+        RejectionKind::CircuitOpen => (StatusCode::SERVICE_UNAVAILABLE, "circuit_open"),
+        RejectionKind::Invalid => (StatusCode::BAD_REQUEST, "invalid"),
+        RejectionKind::Unhealthy => (StatusCode::SERVICE_UNAVAILABLE, "unhealthy"),
+        RejectionKind::Exhausted => (StatusCode::BAD_GATEWAY, "exhausted"),
+        RejectionKind::Deadline => (StatusCode::GATEWAY_TIMEOUT, "deadline"),
+        RejectionKind::Conflict => (StatusCode::CONFLICT, "conflict"),
+        RejectionKind::Panicked => (StatusCode::INTERNAL_SERVER_ERROR, "panicked"),
+        RejectionKind::Protocol => (StatusCode::BAD_GATEWAY, "protocol"),
+        RejectionKind::Lagged => (StatusCode::SERVICE_UNAVAILABLE, "lagged"),
+        RejectionKind::Closed => (StatusCode::SERVICE_UNAVAILABLE, "closed"),
+    }
+}
+
+fn is_transport(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| error.source()).any(<dyn std::error::Error>::is::<std::io::Error>)
+}
+
+/// `text` as a JSON string: a serializer for one string is not worth a dependency in every layer.
+fn json_string(text: &str) -> String {
+    use fmt::Write as _;
+
+    let mut out = String::with_capacity(text.len() + 2);
+    out.push('"');
+    for c in text.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            c if c < ' ' => write!(out, "\\u{:04x}", u32::from(c)).expect("a String takes everything"),
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
+}

@@ -1,0 +1,2 @@
+//! A thin service for LLM providers.
+#![forbid(unsafe_code)]
