@@ -63,4 +63,3 @@ impl<G: Guard> Guard for Option<G> {
         }
     }
 }
-

@@ -4,7 +4,7 @@ use http::Response;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use crate::{BoxError, Rejected, RejectionKind, RejectionLayer, RetryAfter};
+use crate::{BoxError, Rejected, RejectionKind, RejectionLayer, RetryAfter, rejected::chain};
 
 /// The status that tells a gRPC client what `error` is.
 ///
@@ -44,7 +44,7 @@ pub fn status(error: &(dyn std::error::Error + 'static)) -> Status {
             RetryAfter::Never | RetryAfter::Unknown => Status::new(code, rejected.to_string()),
         };
     }
-    std::iter::successors(Some(error), |error| error.source())
+    chain(error)
         .find_map(|error| error.downcast_ref::<Status>().cloned())
         .unwrap_or_else(|| Status::new(Code::Internal, "internal error"))
 }

@@ -5,10 +5,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use http::{
-    HeaderMap, HeaderName, HeaderValue, StatusCode,
-    header::RETRY_AFTER,
-};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header::RETRY_AFTER};
 
 use crate::RetryAfter;
 
@@ -107,11 +104,15 @@ fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
 
 /// A decimal number of units, `per_second` of which make a second. No sign, no exponent, no `inf`.
 fn duration_of(number: &str, per_second: f64) -> Option<Duration> {
-    let plain = number.bytes().all(|b| b.is_ascii_digit() || b == b'.');
-    let value: f64 = if plain { number.parse().ok()? } else { return None };
-    // To the nanosecond, so that 0.1 s is 100 ms and not a float's idea of it.
-    let nanos = (value / per_second * 1e9).round();
-    if nanos < u64::MAX as f64 { Some(Duration::from_nanos(nanos as u64)) } else { Duration::try_from_secs_f64(value / per_second).ok() }
+    if !number.bytes().all(|b| b.is_ascii_digit() || b == b'.') {
+        return None;
+    }
+    if let (Ok(whole), true) = (number.parse(), per_second == 1.0) {
+        return Some(Duration::from_secs(whole));
+    }
+    let value: f64 = number.parse().ok()?;
+    // Rounds to the nanosecond, so that 0.1 s is 100 ms and not a float's idea of it.
+    Duration::try_from_secs_f64(value / per_second).ok()
 }
 
 fn seconds_or_date(value: &str, now: &impl Fn() -> SystemTime) -> Option<Duration> {
@@ -181,7 +182,10 @@ mod tests {
         assert_eq!(read(&[("retry-after", "Sunday, 06-Nov-94 08:49:47 GMT")]), Some(s(10)));
         assert_eq!(read(&[("retry-after", "Sun Nov  6 08:49:47 1994")]), Some(s(10)));
         assert_eq!(read(&[("retry-after", "Sun, 06 Nov 1994 08:49:00 GMT")]), Some(s(0)), "passed");
-        assert_eq!(read(&[("retry-after-ms", "250"), ("retry-after", "9")]), Some(Duration::from_millis(250)));
+        assert_eq!(
+            read(&[("retry-after-ms", "250"), ("retry-after", "9")]),
+            Some(Duration::from_millis(250))
+        );
         assert_eq!(read(&[("retry-after-ms", "soon"), ("retry-after", "9")]), Some(s(9)));
         for nonsense in ["", "-1", "soon", "1e9", "inf", "NaN", "0x10", "1.2.3"] {
             assert_eq!(read(&[("retry-after", nonsense)]), None, "{nonsense:?}");
@@ -242,9 +246,8 @@ mod tests {
 
     #[test]
     fn transient_statuses_are_the_documented_ones() {
-        let transient: Vec<u16> = (100..1000)
-            .filter(|code| is_transient(StatusCode::from_u16(*code).unwrap()))
-            .collect();
+        let transient: Vec<u16> =
+            (100..1000).filter(|code| is_transient(StatusCode::from_u16(*code).unwrap())).collect();
         assert_eq!(transient, [408, 425, 429, 500, 502, 503, 504]);
     }
 

@@ -73,7 +73,7 @@ pub use rejected::{Rejected, RejectionKind, RetryAfter};
 #[cfg(feature = "http")]
 pub use body::{GuardedBody, UntilBodyEnd};
 #[cfg(feature = "http")]
-pub use rejection::{Rejection, RejectionLayer, ResponseFuture};
+pub use rejection::{Rejection, RejectionLayer, ResponseFuture, openai_json, problem_json};
 #[cfg(feature = "http")]
 pub use status::{FailureStatus, ServerErrors, failure_status, server_errors};
 

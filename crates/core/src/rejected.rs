@@ -1,4 +1,4 @@
-use std::{error::Error, fmt, time::Duration};
+use std::{error::Error, fmt, io, time::Duration};
 
 use crate::BoxError;
 
@@ -69,14 +69,7 @@ impl Rejected {
     ///
     /// This is how a layer knows another's refusal without depending on it.
     pub fn find<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Self> {
-        let mut next = Some(error);
-        while let Some(error) = next {
-            if let Some(found) = error.downcast_ref() {
-                return Some(found);
-            }
-            next = error.source();
-        }
-        None
+        chain(error).find_map(|error| error.downcast_ref())
     }
 }
 
@@ -106,6 +99,20 @@ impl Error for Rejected {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         self.source.as_deref().map(|source| source as _)
     }
+}
+
+/// `error` and its sources, outermost first.
+///
+/// An [`io::Error`] hides the error it was made from: its `source` is that error's source. Here it is shown, because
+/// bodies and streams wrap whatever they carry in one.
+pub(crate) fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    fn next<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
+        match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(wrapped) => Some(wrapped as _),
+            None => error.source(),
+        }
+    }
+    std::iter::successors(Some(error), |error| next(*error))
 }
 
 /// Why a layer refused.
@@ -190,7 +197,8 @@ mod tests {
 
     #[test]
     fn display_tells_layer_reason_and_wait() {
-        let never = Rejected::new(RejectionKind::ExceedsCapacity, "rate-limit").with_retry_after(RetryAfter::Never);
+        let never =
+            Rejected::new(RejectionKind::ExceedsCapacity, "rate-limit").with_retry_after(RetryAfter::Never);
         assert_eq!(
             never.to_string(),
             "rate-limit: costs more than the quota can hold, and no later try will pass"

@@ -6,16 +6,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{
-    HeaderName, HeaderValue, Response, StatusCode,
-    header::CONTENT_TYPE,
-};
+use http::{HeaderName, HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
 use http_body_util::{Either, Full};
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::{BoxError, Rejected, RejectionKind, RetryAfter, headers};
+use crate::{BoxError, Rejected, RejectionKind, RetryAfter, headers, rejected::chain};
 
 /// Turns errors into responses, so that a stack of layers is infallible and drops into `axum::Router::layer`.
 ///
@@ -177,7 +174,9 @@ impl<Fut, F> fmt::Debug for ResponseFuture<Fut, F> {
     }
 }
 
-fn problem_json(error: BoxError) -> Response<Full<Bytes>> {
+/// The response of [`RejectionLayer::problem_json`], for a function of one's own that handles some errors itself.
+#[expect(clippy::needless_pass_by_value, reason = "the signature that `RejectionLayer::new` asks for")]
+pub fn problem_json(error: BoxError) -> Response<Full<Bytes>> {
     let told = Told::of(&error);
     let title = told.status.canonical_reason().unwrap_or("Error");
     let body = format!(
@@ -189,7 +188,9 @@ fn problem_json(error: BoxError) -> Response<Full<Bytes>> {
     told.response("application/problem+json", body)
 }
 
-fn openai_json(error: BoxError) -> Response<Full<Bytes>> {
+/// The response of [`RejectionLayer::openai_json`], for a function of one's own that handles some errors itself.
+#[expect(clippy::needless_pass_by_value, reason = "the signature that `RejectionLayer::new` asks for")]
+pub fn openai_json(error: BoxError) -> Response<Full<Bytes>> {
     let told = Told::of(&error);
     let kind = match told.status.as_u16() {
         400 | 409 | 413 => "invalid_request_error",
@@ -225,7 +226,12 @@ impl Told {
         match Rejected::find(&**error) {
             Some(rejected) => {
                 let (status, code) = of_kind(rejected.kind());
-                Self { status, message: rejected.to_string(), code: Some(code), retry_after: rejected.retry_after() }
+                Self {
+                    status,
+                    message: rejected.to_string(),
+                    code: Some(code),
+                    retry_after: rejected.retry_after(),
+                }
             }
             None => {
                 let (status, message) = if is_transport(&**error) {
@@ -267,7 +273,7 @@ fn of_kind(kind: RejectionKind) -> (StatusCode, &'static str) {
 }
 
 fn is_transport(error: &(dyn std::error::Error + 'static)) -> bool {
-    std::iter::successors(Some(error), |error| error.source()).any(<dyn std::error::Error>::is::<std::io::Error>)
+    chain(error).any(<dyn std::error::Error>::is::<std::io::Error>)
 }
 
 /// `text` as a JSON string: a serializer for one string is not worth a dependency in every layer.

@@ -71,11 +71,8 @@ fn judge<B>(
     failed: impl Fn(StatusCode) -> bool,
 ) -> Class {
     match result {
-        Ok(response) if failed(response.status()) => {
-            Class::Failure(headers::retry_after(response.headers()))
-        }
+        Ok(response) if failed(response.status()) => Class::Failure(headers::retry_after(response.headers())),
         Ok(_) => Class::Success,
         Err(error) => of_error(error),
     }
 }
-
