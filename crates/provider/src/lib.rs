@@ -1,2 +1,27 @@
 //! A thin service for LLM providers.
 #![forbid(unsafe_code)]
+
+mod body;
+mod class;
+#[cfg(feature = "client")]
+mod client;
+mod error;
+mod events;
+mod facts;
+mod future;
+mod intake;
+mod limits;
+#[cfg(feature = "mock")]
+pub mod mock;
+mod service;
+
+pub use body::{ErrorEvents, ResponseBody};
+pub use class::Class;
+#[cfg(feature = "client")]
+pub use client::{DrivenBody, Exchange, HttpTransport};
+pub use error::{Error, openai_error, redact};
+pub use facts::{Facts, Operation, Tenant};
+pub use future::ResponseFuture;
+pub use intake::{Intake, IntakeFuture, IntakeLayer};
+pub use limits::Limits;
+pub use service::Provider;

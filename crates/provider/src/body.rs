@@ -1,0 +1,226 @@
+use std::{
+    collections::VecDeque,
+    fmt,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bartizan_core::BoxError;
+use bytes::Bytes;
+use http::{HeaderMap, header::CONTENT_TYPE};
+use http_body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
+
+use crate::{Error, events::Events};
+
+pin_project! {
+    /// The body of a [`Provider`](crate::Provider)'s response: an answer that is all there, or a stream of events.
+    pub struct ResponseBody<B> {
+        #[pin]
+        kind: Kind<B>,
+    }
+}
+
+pin_project! {
+    #[project = KindProj]
+    enum Kind<B> {
+        Whole { frames: Frames },
+        Events { #[pin] events: Events<B> },
+    }
+}
+
+impl<B> ResponseBody<B> {
+    pub(crate) fn whole(frames: Frames) -> Self {
+        Self { kind: Kind::Whole { frames } }
+    }
+
+    pub(crate) fn events(events: Events<B>) -> Self {
+        Self { kind: Kind::Events { events } }
+    }
+}
+
+impl<B> Body for ResponseBody<B>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        match self.project().kind.project() {
+            KindProj::Whole { frames } => Poll::Ready(frames.next().map(|bytes| Ok(Frame::data(bytes)))),
+            KindProj::Events { events } => events.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.kind {
+            Kind::Whole { frames } => frames.len() == 0,
+            Kind::Events { events } => events.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            Kind::Whole { frames } => SizeHint::with_exact(frames.len()),
+            Kind::Events { .. } => SizeHint::default(),
+        }
+    }
+}
+
+impl<B> fmt::Debug for ResponseBody<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.kind {
+            Kind::Whole { frames } => f.debug_tuple("ResponseBody").field(frames).finish(),
+            Kind::Events { .. } => f.debug_tuple("ResponseBody").field(&"events").finish(),
+        }
+    }
+}
+
+/// Bytes in the pieces in which they arrived. One piece, the usual case, allocates nothing.
+#[derive(Default)]
+pub(crate) struct Frames {
+    first: Option<Bytes>,
+    more: VecDeque<Bytes>,
+    len: u64,
+}
+
+impl Frames {
+    pub(crate) fn push(&mut self, bytes: Bytes) {
+        if bytes.is_empty() {
+            return;
+        }
+        self.len += bytes.len() as u64;
+        if self.first.is_none() && self.more.is_empty() {
+            self.first = Some(bytes);
+        } else {
+            self.more.push_back(bytes);
+        }
+    }
+
+    /// Bytes in all.
+    pub(crate) fn len(&self) -> u64 {
+        self.len
+    }
+
+    pub(crate) fn first_byte(&self) -> Option<u8> {
+        let mut bytes = self.first.iter().chain(&self.more).flat_map(|bytes| bytes.iter());
+        bytes.find(|b| !b.is_ascii_whitespace()).copied()
+    }
+
+    pub(crate) fn last_byte(&self) -> Option<u8> {
+        let mut bytes = self.first.iter().chain(&self.more).rev().flat_map(|bytes| bytes.iter().rev());
+        bytes.find(|b| !b.is_ascii_whitespace()).copied()
+    }
+
+    /// All of it in one piece.
+    pub(crate) fn concat(&self) -> Bytes {
+        match (&self.first, self.more.is_empty()) {
+            (Some(only), true) => only.clone(),
+            _ => self.first.iter().chain(&self.more).flatten().copied().collect(),
+        }
+    }
+}
+
+impl From<Bytes> for Frames {
+    fn from(bytes: Bytes) -> Self {
+        let mut frames = Self::default();
+        frames.push(bytes);
+        frames
+    }
+}
+
+impl Iterator for Frames {
+    type Item = Bytes;
+
+    fn next(&mut self) -> Option<Bytes> {
+        let bytes = self.first.take().or_else(|| self.more.pop_front())?;
+        self.len -= bytes.len() as u64;
+        Some(bytes)
+    }
+}
+
+impl fmt::Debug for Frames {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Frames").field("len", &self.len).finish_non_exhaustive()
+    }
+}
+
+pin_project! {
+    /// A body that tells its error in its own language, as the last event of an event stream, and then ends.
+    ///
+    /// Put it where bodies leave for clients. Without it a server can only cut the connection when a stream fails,
+    /// which many clients take for its end. Bodies that are no event streams are left alone.
+    pub struct ErrorEvents<B> {
+        #[pin]
+        inner: B,
+        applies: bool,
+        failed: bool,
+    }
+}
+
+impl<B> ErrorEvents<B> {
+    /// Tells `inner`'s error as an event if `headers` say that it is an event stream.
+    pub fn new(headers: &HeaderMap, inner: B) -> Self {
+        Self { inner, applies: is_event_stream(headers), failed: false }
+    }
+}
+
+impl<B> Body for ErrorEvents<B>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = self.project();
+        if *this.failed {
+            return Poll::Ready(None);
+        }
+        this.inner.poll_frame(cx).map(|frame| match frame? {
+            Ok(frame) => Some(Ok(frame)),
+            Err(error) if *this.applies => {
+                *this.failed = true;
+                Some(Ok(Frame::data(crate::error::event_of(&*error.into()))))
+            }
+            Err(error) => Some(Err(error.into())),
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.failed || self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        if self.applies { SizeHint::default() } else { self.inner.size_hint() }
+    }
+}
+
+impl<B> fmt::Debug for ErrorEvents<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ErrorEvents").field("failed", &self.failed).finish_non_exhaustive()
+    }
+}
+
+pub(crate) fn is_event_stream(headers: &HeaderMap) -> bool {
+    essence(headers).is_some_and(|essence| essence.eq_ignore_ascii_case("text/event-stream"))
+}
+
+pub(crate) fn is_json(headers: &HeaderMap) -> bool {
+    essence(headers).is_some_and(|essence| {
+        let essence = essence.to_ascii_lowercase();
+        essence == "application/json" || essence.ends_with("+json")
+    })
+}
+
+/// The content type without its parameters.
+fn essence(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(CONTENT_TYPE)?.to_str().ok()?;
+    Some(value.split(';').next().unwrap_or_default().trim())
+}

@@ -1,0 +1,144 @@
+//! The default transport: pooled HTTP/1.1 connections with TLS.
+
+use std::{
+    fmt, io,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper_rustls::{ConfigBuilderExt, HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::connect::HttpConnector;
+use tower_service::Service;
+
+use self::pool::{Key, Pool};
+pub use self::{body::DrivenBody, future::Exchange};
+use crate::Error;
+
+mod body;
+mod connection;
+mod future;
+mod pool;
+
+/// Pooled HTTP/1.1 connections, plain and TLS: the transport that [`Provider`](crate::Provider) is meant to run on.
+///
+/// No task stands behind a connection. Whoever waits for a response drives the connection that it arrives on, so a
+/// byte passes from upstream to client within one task, everything that arrived together passes on together, and
+/// dropping the response closes the connection at once: the upstream sees that nobody listens any more. The price is
+/// HTTP/1.1 only, and that a connection that its server closes while it is idle is noticed when it is next taken out.
+///
+/// Clones share the pool. A connection lives on the runtime that opened it, so give each runtime its own transport.
+///
+/// # Errors
+///
+/// [`Error`] of class [`Connect`](crate::Class::Connect) when no connection could be had in time (default: 5 s), of
+/// class [`Upstream`](crate::Class::Upstream) when it broke before the response head was there. A request that a pooled
+/// connection refused before a byte of it was written goes out again on another connection.
+#[derive(Clone)]
+pub struct HttpTransport {
+    shared: Arc<Shared>,
+}
+
+#[derive(Clone)]
+struct Shared {
+    connector: HttpsConnector<HttpConnector>,
+    pool: Arc<Pool>,
+    connect_within: Duration,
+}
+
+impl HttpTransport {
+    /// A transport that trusts Mozilla's root certificates.
+    ///
+    /// # Panics
+    ///
+    /// Never in practice: only if `rustls` and its own `ring` provider disagree about protocol versions.
+    pub fn new() -> Self {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("ring supports the default protocol versions")
+            .with_webpki_roots()
+            .with_no_client_auth();
+        Self::with_tls(tls)
+    }
+
+    /// A transport with its own idea of whom to trust: a private authority, a client certificate.
+    pub fn with_tls(tls: rustls::ClientConfig) -> Self {
+        let mut http = HttpConnector::new();
+        http.enforce_http(false);
+        http.set_nodelay(true);
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(tls)
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(http);
+        let shared = Shared { connector, pool: Arc::default(), connect_within: Duration::from_secs(5) };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// How long opening a connection may take: name look-up, TCP and TLS together. Default: 5 s. The pool stays shared with
+    /// the transport that this one was cloned from.
+    #[must_use]
+    pub fn connect_within(mut self, limit: Duration) -> Self {
+        Arc::make_mut(&mut self.shared).connect_within = limit;
+        self
+    }
+
+    /// Starts a new, empty pool that keeps at most `max_idle` unused connections a host (default: 256; the oldest goes
+    /// first, 0 keeps none), none of them longer than `for_at_most` (default: 60 s).
+    #[must_use]
+    pub fn keep_idle(mut self, max_idle: usize, for_at_most: Duration) -> Self {
+        Arc::make_mut(&mut self.shared).pool = Arc::new(Pool::new(max_idle, for_at_most));
+        self
+    }
+
+    /// How many connections wait in the pool.
+    pub fn idle_connections(&self) -> usize {
+        self.shared.pool.len()
+    }
+}
+
+impl Default for HttpTransport {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for HttpTransport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpTransport")
+            .field("idle_connections", &self.idle_connections())
+            .field("connect_within", &self.shared.connect_within)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Service<Request<Full<Bytes>>> for HttpTransport {
+    type Response = Response<DrivenBody>;
+    type Error = Error;
+    type Future = Exchange;
+
+    /// Always ready: there is no bound on connections here, a `ConcurrencyLimit` sets one.
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Full<Bytes>>) -> Exchange {
+        Exchange::new(self.shared.clone(), request)
+    }
+}
+
+/// The innermost message of an I/O failure: what the outer ones say is that something failed.
+fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut cause = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    match cause.downcast_ref::<io::Error>() {
+        Some(io) if io.raw_os_error().is_some() => io.kind().to_string(),
+        _ => cause.to_string(),
+    }
+}

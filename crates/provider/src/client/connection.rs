@@ -1,0 +1,54 @@
+use std::{
+    pin::Pin,
+    task::{Context, Poll, Waker},
+};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper::{
+    body::Incoming,
+    client::conn::{TrySendError, http1},
+};
+use hyper_rustls::MaybeHttpsStream;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+
+pub(super) type Io = MaybeHttpsStream<TokioIo<TcpStream>>;
+pub(super) type Sent = Pin<Box<dyn Future<Output = SendResult> + Send>>;
+pub(super) type SendResult = Result<Response<Incoming>, TrySendError<Request<Full<Bytes>>>>;
+
+/// A connection without a task: it moves when it is polled, by whoever waits for what it carries.
+pub(super) struct Connection {
+    sender: http1::SendRequest<Full<Bytes>>,
+    driver: http1::Connection<Io, Full<Bytes>>,
+}
+
+impl Connection {
+    pub(super) async fn open(io: Io) -> hyper::Result<Box<Self>> {
+        let (sender, driver) = http1::handshake(io).await?;
+        Ok(Box::new(Self { sender, driver }))
+    }
+
+    pub(super) fn send(&mut self, request: Request<Full<Bytes>>) -> Sent {
+        Box::pin(self.sender.try_send_request(request))
+    }
+
+    /// Reads and writes what can be read and written now. Ready means closed.
+    ///
+    /// What it delivers, it delivers within this call, so its receiving ends need no waker of their own: they are
+    /// polled with [`no_waker`] right after. With a real one the task would wake itself.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<hyper::Result<()>> {
+        Pin::new(&mut self.driver).poll(cx)
+    }
+
+    /// Whether the next request may be sent: the last one is done, both ways, and the server keeps the connection.
+    pub(super) fn is_reusable(&mut self, cx: &mut Context<'_>) -> bool {
+        self.poll(cx).is_pending() && matches!(self.sender.poll_ready(&mut no_waker()), Poll::Ready(Ok(())))
+    }
+}
+
+/// A context for the receiving ends of a [`Connection`].
+pub(super) fn no_waker() -> Context<'static> {
+    Context::from_waker(Waker::noop())
+}

@@ -1,0 +1,571 @@
+use std::{borrow::Cow, error, fmt, io};
+
+use bartizan_core::{BoxError, Rejected, RetryAfter, headers};
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Response, StatusCode,
+    header::{ALLOW, CONTENT_TYPE},
+};
+use http_body_util::Full;
+use serde::Serialize;
+
+use crate::{
+    Class,
+    class::{Told, classify},
+};
+
+/// OpenAI's clients try again, or not, as this header tells them, whatever the status.
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+
+/// The longest message taken over from an upstream, in bytes.
+const MAX_MESSAGE: usize = 2_000;
+
+/// Why a call to an LLM provider failed.
+///
+/// The [`class`](Self::class) is for programs, [`message`](Self::message) for people, and both are safe to pass on: what
+/// an upstream said goes through [`redact`] first.
+///
+/// ```
+/// use bartizan_provider::{Class, Error};
+/// use http::{HeaderMap, StatusCode};
+///
+/// let body = br#"{"error":{"message":"The model `gpt-9` does not exist","type":"invalid_request_error","param":"model","code":"model_not_found"}}"#;
+/// let error = Error::of_response(StatusCode::NOT_FOUND, &HeaderMap::new(), body, &["sk-secret"]);
+/// assert_eq!(error.class(), Class::NotFound);
+/// assert_eq!(error.to_string(), "not found: The model `gpt-9` does not exist (param `model`)");
+/// assert_eq!(error.to_response().headers()["x-should-retry"], "false");
+/// ```
+pub struct Error {
+    /// Boxed, so that a `Result` with this error stays small.
+    inner: Box<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    class: Class,
+    status: Option<StatusCode>,
+    message: Cow<'static, str>,
+    param: Option<Cow<'static, str>>,
+    code: Option<Cow<'static, str>>,
+    allow: Option<&'static str>,
+    retry_after: RetryAfter,
+    source: Option<BoxError>,
+}
+
+impl Error {
+    /// An error of this class. The message is for whoever made the request, so it must hold no secret.
+    ///
+    /// `type`, `code` and status are the class's, nothing is said about retrying, until they are set.
+    pub fn new(class: Class, message: impl Into<Cow<'static, str>>) -> Self {
+        let inner = Inner {
+            class,
+            status: None,
+            message: message.into(),
+            param: None,
+            code: None,
+            allow: None,
+            retry_after: RetryAfter::Unknown,
+            source: None,
+        };
+        Self { inner: Box::new(inner) }
+    }
+
+    /// The request used a method that its path does not have: status 405, with `allow` in the header of that name.
+    pub fn method_not_allowed(allow: &'static str) -> Self {
+        let mut error = Self::new(Class::BadRequest, format!("this path is for {allow}"))
+            .with_status(StatusCode::METHOD_NOT_ALLOWED)
+            .with_code("method_not_allowed");
+        error.inner.allow = Some(allow);
+        error
+    }
+
+    /// What an upstream's error response means.
+    ///
+    /// The class is [`Class::of_response`]'s. A 4xx status is kept where it says no more than the class does (422 stays
+    /// 422), otherwise the class's is used. `secrets`, the keys that the request carried, are taken out of everything the
+    /// upstream said; of class [`Auth`](Class::Auth), where providers like to quote keys, its message is not passed on
+    /// at all. When to come back is read from the headers ([`headers::retry_after`]); `x-should-retry: false` means
+    /// [`RetryAfter::Never`].
+    pub fn of_response(status: StatusCode, headers: &HeaderMap, body: &[u8], secrets: &[&str]) -> Self {
+        let told = Told::read(body);
+        let spoken = told.is_some();
+        let mut told = told.unwrap_or_default();
+        let class = classify(Some(status), &told);
+        if !spoken && let Some(text) = plain_text(body) {
+            told.message = text.to_owned();
+        }
+        if told.message.is_empty() {
+            told.message = match status.canonical_reason() {
+                Some(reason) => format!("the upstream answered {} {reason}", status.as_u16()),
+                None => format!("the upstream answered {}", status.as_u16()),
+            };
+        }
+        let mut error = Self::told(class, told, secrets);
+        if class == Class::of_status(status) && status.is_client_error() && class.status().is_client_error() {
+            error.inner.status = Some(status);
+        }
+        error.inner.retry_after = match headers.get(&SHOULD_RETRY) {
+            Some(value) if value == "false" => RetryAfter::Never,
+            _ => headers::retry_after(headers),
+        };
+        error
+    }
+
+    /// What the data of a stream's event means if it is an error object, and `None` if it is none.
+    ///
+    /// Providers that fail inside a 200 say so with an event in the shape of an error body. This parses the whole
+    /// event, so look for `"error"` in it first.
+    pub fn of_event(data: &[u8], secrets: &[&str]) -> Option<Self> {
+        let told = Told::read(data).filter(|told| told.explicit)?;
+        Some(Self::told(classify(None, &told), told, secrets))
+    }
+
+    fn told(class: Class, told: Told, secrets: &[&str]) -> Self {
+        let message: Cow<'static, str> = match class {
+            Class::Auth => "the provider refused the credentials it was given".into(),
+            _ => clip(redact(&told.message, secrets).into_owned()).into(),
+        };
+        let clean = |text: Option<String>| text.map(|text| clip(redact(&text, secrets).into_owned()).into());
+        let mut error = Self::new(class, message);
+        error.inner.param = clean(told.param);
+        error.inner.code = clean(told.code);
+        error
+    }
+
+    /// Sets the status to answer with, where the class's is not precise enough.
+    #[must_use]
+    pub fn with_status(mut self, status: StatusCode) -> Self {
+        self.inner.status = Some(status);
+        self
+    }
+
+    /// Names the part of the request that is wrong: a JSON key or a header.
+    #[must_use]
+    pub fn with_param(mut self, param: impl Into<Cow<'static, str>>) -> Self {
+        self.inner.param = Some(param.into());
+        self
+    }
+
+    /// Sets a more precise `code` than the class's.
+    #[must_use]
+    pub fn with_code(mut self, code: impl Into<Cow<'static, str>>) -> Self {
+        self.inner.code = Some(code.into());
+        self
+    }
+
+    /// Says when the same request may be worth making again. [`RetryAfter::Never`] tells OpenAI's clients not to try.
+    #[must_use]
+    pub fn with_retry_after(mut self, retry_after: RetryAfter) -> Self {
+        self.inner.retry_after = retry_after;
+        self
+    }
+
+    /// Adds the cause. It stays inside: responses and events never show it.
+    #[must_use]
+    pub fn with_source(mut self, source: impl Into<BoxError>) -> Self {
+        self.inner.source = Some(source.into());
+        self
+    }
+
+    /// What kind of failure it was.
+    pub fn class(&self) -> Class {
+        self.inner.class
+    }
+
+    /// The status to answer with: the class's, unless another was set.
+    pub fn status(&self) -> StatusCode {
+        self.inner.status.unwrap_or(self.inner.class.status())
+    }
+
+    /// What was wrong, in words.
+    pub fn message(&self) -> &str {
+        &self.inner.message
+    }
+
+    /// The part of the request that is wrong, if it is known.
+    pub fn param(&self) -> Option<&str> {
+        self.inner.param.as_deref()
+    }
+
+    /// The `code`: the upstream's own or one that was set, otherwise the class's.
+    pub fn code(&self) -> Option<&str> {
+        self.inner.code.as_deref().or(self.inner.class.openai_code())
+    }
+
+    /// When the same request may be worth making again.
+    pub fn retry_after(&self) -> RetryAfter {
+        self.inner.retry_after
+    }
+
+    /// Whether the same request may fare better later or elsewhere: the class is transient, and nobody said never.
+    pub fn is_transient(&self) -> bool {
+        self.inner.class.is_transient() && self.inner.retry_after != RetryAfter::Never
+    }
+
+    /// The outermost `Error` in the chain of sources that starts at `error`, `error` itself included.
+    pub fn find<'a>(error: &'a (dyn error::Error + 'static)) -> Option<&'a Self> {
+        chain(error).find_map(|error| error.downcast_ref())
+    }
+
+    /// The error as OpenAI's API would answer it: `{"error":{"message","type","param","code"}}`.
+    ///
+    /// With `Retry-After` if it is known, and `x-should-retry: false` if trying again cannot help.
+    pub fn to_response(&self) -> Response<Full<Bytes>> {
+        let mut response = Response::new(Full::new(Bytes::from(self.json())));
+        *response.status_mut() = self.status();
+        let map = response.headers_mut();
+        map.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers::set_retry_after(map, self.inner.retry_after);
+        if !self.is_transient() {
+            map.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+        }
+        if let Some(allow) = self.inner.allow {
+            map.insert(ALLOW, HeaderValue::from_static(allow));
+        }
+        response
+    }
+
+    /// The error as the last event of a stream that cannot go on: `data: {"error":{..}}` and an empty line.
+    ///
+    /// OpenAI's clients raise it as an exception. No `[DONE]` belongs after it.
+    pub fn event(&self) -> Bytes {
+        // JSON has no bare line break, so this is one line of data whatever the message holds.
+        Bytes::from([b"data: ", self.json().as_slice(), b"\n\n"].concat())
+    }
+
+    pub(crate) fn json(&self) -> Vec<u8> {
+        #[derive(Serialize)]
+        struct Outer<'a> {
+            error: Object<'a>,
+        }
+        #[derive(Serialize)]
+        struct Object<'a> {
+            message: &'a str,
+            r#type: &'a str,
+            param: Option<&'a str>,
+            code: Option<&'a str>,
+        }
+        let error = Object {
+            message: self.message(),
+            r#type: self.inner.class.openai_type(),
+            param: self.param(),
+            code: self.code(),
+        };
+        serde_json::to_vec(&Outer { error }).expect("strings always serialize")
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.inner, f)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.inner.class, self.inner.message)?;
+        match &self.inner.param {
+            Some(param) => write!(f, " (param `{param}`)"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl error::Error for Error {
+    fn source(&self) -> Option<&(dyn error::Error + 'static)> {
+        self.inner.source.as_deref().map(|source| source as _)
+    }
+}
+
+/// Answers any error of a stack in OpenAI's shape; give it to
+/// [`RejectionLayer::new`](bartizan_core::RejectionLayer::new).
+///
+/// The outermost [`Error`] or [`Rejected`] in the chain decides, since whoever wrapped the other knew more: an `Error`
+/// becomes [`Error::to_response`], all else what
+/// [`RejectionLayer::openai_json`](bartizan_core::RejectionLayer::openai_json) makes of it.
+pub fn openai_error(error: BoxError) -> Response<Full<Bytes>> {
+    let ours = chain(&*error)
+        .find(|error| error.is::<Error>() || error.is::<Rejected>())
+        .and_then(|error| error.downcast_ref::<Error>());
+    match ours {
+        Some(error) => error.to_response(),
+        None => bartizan_core::openai_json(error),
+    }
+}
+
+/// [`Error::event`] for any error of a body. Of errors that are neither ours nor a layer's the text stays inside.
+pub(crate) fn event_of(error: &(dyn error::Error + 'static)) -> Bytes {
+    if let Some(error) = Error::find(error) {
+        return error.event();
+    }
+    let message = Rejected::find(error).map_or_else(|| "the stream broke off".into(), ToString::to_string);
+    Error::new(Class::Upstream, message).event()
+}
+
+/// `error` and its sources, with what an [`io::Error`] wraps: its `source` skips that one.
+fn chain<'a>(
+    error: &'a (dyn error::Error + 'static),
+) -> impl Iterator<Item = &'a (dyn error::Error + 'static)> {
+    std::iter::successors(Some(error), |error| match error.downcast_ref().and_then(io::Error::get_ref) {
+        Some(wrapped) => Some(wrapped as _),
+        None => error.source(),
+    })
+}
+
+/// Takes `secrets` out of a text that somebody else wrote, such as an upstream's error message.
+///
+/// Every whole secret becomes `[redacted]`, and so does its masked echo: a word with `***` in it
+/// (`sk-abc******wxyz`), or one with dots that begins as a secret does (`sk-abc...wxyz`).
+///
+/// ```
+/// use bartizan_provider::redact;
+///
+/// let said = "Incorrect API key provided: sk-ab***************wxyz.";
+/// assert_eq!(redact(said, &[]), "Incorrect API key provided: [redacted].");
+/// assert_eq!(redact("no sk-abc123 here", &["sk-abc123"]), "no [redacted] here");
+/// ```
+pub fn redact<'a>(text: &'a str, secrets: &[&str]) -> Cow<'a, str> {
+    const MARK: &str = "[redacted]";
+    let mut out = String::new();
+    let mut copied = 0;
+    let mut at = 0;
+    let mut in_word = false;
+    while let Some(c) = text[at..].chars().next() {
+        let rest = &text[at..];
+        // Whole secrets first, the longest that fits: of two keys one may begin as the other does.
+        let whole = secrets.iter().filter(|s| !s.is_empty() && rest.starts_with(**s)).map(|s| s.len()).max();
+        let cut = whole.or_else(|| if in_word { None } else { masked(rest, secrets) });
+        if let Some(len) = cut {
+            out.push_str(&text[copied..at]);
+            out.push_str(MARK);
+            at += len;
+            copied = at;
+            in_word = false;
+        } else {
+            in_word = is_key_char(c);
+            at += c.len_utf8();
+        }
+    }
+    if copied == 0 && out.is_empty() {
+        return Cow::Borrowed(text);
+    }
+    out.push_str(&text[copied..]);
+    Cow::Owned(out)
+}
+
+/// The length of the word at the start of `text`, if it is a key with its middle left out.
+fn masked(text: &str, secrets: &[&str]) -> Option<usize> {
+    let end = text.find(|c| !is_key_char(c)).unwrap_or(text.len());
+    let word = text[..end].trim_end_matches('.');
+    let dotted = || {
+        let head = word.split(['.', '…']).next().filter(|head| head.len() >= 3 && head.len() < word.len())?;
+        secrets.iter().any(|secret| secret.starts_with(head)).then_some(())
+    };
+    (word.contains("***") || dotted().is_some()).then_some(word.len())
+}
+
+fn is_key_char(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '*' | '.' | '…')
+}
+
+/// A body that is no JSON, if a person could read it: short, and no page of HTML.
+fn plain_text(body: &[u8]) -> Option<&str> {
+    let text = str::from_utf8(body).ok()?.trim();
+    (!text.is_empty() && text.len() <= 500 && !text.starts_with(['<', '{', '['])).then_some(text)
+}
+
+/// Redact before this: half a key is no whole key, and would pass.
+fn clip(mut text: String) -> String {
+    if text.len() > MAX_MESSAGE {
+        text.truncate(text.floor_char_boundary(MAX_MESSAGE));
+        text.push('…');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use bartizan_core::RejectionKind;
+    use http_body_util::BodyExt;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn of(status: u16, body: &str) -> Error {
+        Error::of_response(
+            StatusCode::from_u16(status).unwrap(),
+            &HeaderMap::new(),
+            body.as_bytes(),
+            &["sk-secret99"],
+        )
+    }
+
+    async fn read(response: Response<Full<Bytes>>) -> (StatusCode, HeaderMap, Value) {
+        let (head, body) = response.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        (head.status, head.headers, serde_json::from_slice(&body).unwrap())
+    }
+
+    #[tokio::test]
+    async fn responses_have_the_shape_of_openai() {
+        let error = Error::new(Class::BadRequest, "`model` is \"missing\"").with_param("model");
+        let (status, headers, body) = read(error.to_response()).await;
+        assert_eq!(status, 400);
+        assert_eq!(headers[CONTENT_TYPE], "application/json");
+        assert_eq!(headers["x-should-retry"], "false");
+        let expected = json!({"error": {
+            "message": "`model` is \"missing\"", "type": "invalid_request_error", "param": "model", "code": null,
+        }});
+        assert_eq!(body, expected);
+
+        let wait = RetryAfter::After(Duration::from_millis(1200));
+        let (status, headers, body) =
+            read(Error::new(Class::RateLimit, "slow down").with_retry_after(wait).to_response()).await;
+        assert_eq!(status, 429);
+        assert_eq!(headers["retry-after"], "2");
+        assert!(!headers.contains_key("x-should-retry"), "a later try may pass");
+        assert_eq!(body["error"]["code"], "rate_limit_exceeded");
+
+        let never = Error::new(Class::RateLimit, "too much").with_retry_after(RetryAfter::Never);
+        assert!(!never.is_transient());
+        assert_eq!(never.to_response().headers()["x-should-retry"], "false");
+
+        let response = Error::method_not_allowed("POST").to_response();
+        assert_eq!(
+            (response.status().as_u16(), &response.headers()[ALLOW]),
+            (405, &HeaderValue::from_static("POST"))
+        );
+    }
+
+    #[test]
+    fn an_event_is_one_line_of_data() {
+        let event = Error::new(Class::Malformed, "cut\n\ndata: [DONE]\n\n").event();
+        let text = str::from_utf8(&event).unwrap();
+        let data = text.strip_prefix("data: ").unwrap().strip_suffix("\n\n").unwrap();
+        assert!(!data.contains('\n'));
+        let value: Value = serde_json::from_str(data).unwrap();
+        assert_eq!(value["error"]["message"], "cut\n\ndata: [DONE]\n\n");
+    }
+
+    #[test]
+    fn the_outermost_of_error_and_rejection_answers() {
+        let rejected = || Rejected::new(RejectionKind::Exhausted, "fallback");
+        let wrapped = std::io::Error::other(Error::new(Class::NotFound, "no such model"));
+        assert_eq!(openai_error(wrapped.into()).status(), 404);
+        let exhausted = rejected().with_source(Error::new(Class::NotFound, "no such model"));
+        assert_eq!(openai_error(exhausted.into()).status(), 502);
+        let over = Error::new(Class::Overloaded, "busy").with_source(rejected());
+        assert_eq!(openai_error(over.into()).status(), 503);
+        assert_eq!(openai_error("what?".into()).status(), 500);
+    }
+
+    #[test]
+    fn an_upstreams_4xx_is_kept_where_it_agrees_with_the_class() {
+        assert_eq!(of(422, r#"{"error":{"message":"no"}}"#).status(), 422);
+        assert_eq!(of(403, "").status(), 403);
+        assert_eq!(of(402, "").status(), 402);
+        assert_eq!(of(408, "").status(), 504);
+        assert_eq!(of(500, "").status(), 502);
+        assert_eq!(of(529, "").status(), 503);
+        let spent = of(400, r#"{"error":{"message":"","code":"billing_hard_limit_reached"}}"#);
+        assert_eq!((spent.status().as_u16(), spent.is_transient()), (429, false));
+    }
+
+    #[test]
+    fn headers_say_when_to_come_back() {
+        let read = |name: &'static str, value: &'static str| {
+            let headers =
+                HeaderMap::from_iter([(HeaderName::from_static(name), HeaderValue::from_static(value))]);
+            Error::of_response(StatusCode::TOO_MANY_REQUESTS, &headers, b"", &[]).retry_after()
+        };
+        assert_eq!(read("retry-after-ms", "1500"), RetryAfter::After(Duration::from_millis(1500)));
+        assert_eq!(read("x-should-retry", "false"), RetryAfter::Never);
+        assert_eq!(read("x-should-retry", "true"), RetryAfter::Unknown);
+    }
+
+    #[test]
+    fn no_key_passes() {
+        let leaks = [
+            (
+                500,
+                r#"{"error":{"message":"bad header Bearer sk-secret99!","code":"sk-secret99","param":"sk-secret99"}}"#,
+            ),
+            (500, "bad header Bearer sk-secret99"),
+            (400, r#"{"error":{"message":"key sk-se******et99 is bad"}}"#),
+            (
+                401,
+                r#"{"error":{"message":"Incorrect API key provided: sk-secr...et99","code":"invalid_api_key"}}"#,
+            ),
+        ];
+        for (status, body) in leaks {
+            let error = of(status, body);
+            for text in [format!("{error}"), format!("{error:?}"), String::from_utf8(error.json()).unwrap()] {
+                assert!(!text.contains("secret") && !text.contains("et99"), "{text}");
+            }
+        }
+        let event = br#"{"error":{"message":"sk-secret99 refused","type":"server_error"}}"#;
+        let error = Error::of_event(event, &["sk-secret99"]).unwrap();
+        assert_eq!(error.to_string(), "upstream failed: [redacted] refused");
+    }
+
+    #[test]
+    fn half_a_key_does_not_pass_where_a_message_is_cut() {
+        let long = format!("{}sk-secret99 and more", "x".repeat(MAX_MESSAGE - 5));
+        let error = of(400, &json!({"error": {"message": long}}).to_string());
+        assert!(!error.message().contains("sk-s"));
+        let long = "é".repeat(MAX_MESSAGE);
+        assert!(of(400, &json!({"error": {"message": long}}).to_string()).message().ends_with("é…"));
+    }
+
+    #[test]
+    fn redaction_takes_the_longest_key_and_leaves_prose_alone() {
+        for (text, secrets, expected) in [
+            ("a key-1 b key-12.", &["key-1", "key-12"][..], "a [redacted] b [redacted]."),
+            ("key-1key-1", &["key-1"], "[redacted][redacted]"),
+            ("?k=key-1&x", &["key-1"], "?k=[redacted]&x"),
+            ("xkey-1x", &["key-1"], "x[redacted]x"),
+            ("see … and so on... ok. **bold**", &["key-1", ""], "see … and so on... ok. **bold**"),
+            ("key…1 is", &["key-1"], "[redacted] is"),
+            ("naïve é key-1é", &["key-1"], "naïve é [redacted]é"),
+            ("", &["key-1"], ""),
+        ] {
+            assert_eq!(redact(text, secrets), expected);
+        }
+        assert!(matches!(redact("nothing here", &["key-1"]), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn what_has_no_message_gets_one() {
+        assert_eq!(of(503, "").message(), "the upstream answered 503 Service Unavailable");
+        assert_eq!(of(502, "<html>nginx</html>").message(), "the upstream answered 502 Bad Gateway");
+        assert_eq!(of(502, "upstream connect error\n").message(), "upstream connect error");
+        assert_eq!(of(524, "").message(), "the upstream answered 524");
+    }
+
+    #[test]
+    fn only_error_events_are_errors() {
+        for data in [
+            r#"{"choices":[{"delta":{"content":"\"error\""}}]}"#,
+            r#"{"error":null,"choices":[]}"#,
+            r#"{"message":"hello"}"#,
+            "[DONE]",
+            "",
+        ] {
+            assert!(Error::of_event(data.as_bytes(), &[]).is_none(), "{data}");
+        }
+        for (data, class) in [
+            (r#"{"error":{"message":"The server had an error","type":"server_error"}}"#, Class::Upstream),
+            (
+                r#"{"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}"#,
+                Class::Overloaded,
+            ),
+            (r#"{"id":"1","choices":[],"error":{"code":429,"message":"slow"}}"#, Class::RateLimit),
+            (r#"{"object":"error","message":"bad","type":"BadRequestError","code":400}"#, Class::BadRequest),
+            (r#"{"error":"something broke"}"#, Class::Upstream),
+        ] {
+            assert_eq!(Error::of_event(data.as_bytes(), &[]).unwrap().class(), class, "{data}");
+        }
+    }
+}

@@ -1,0 +1,254 @@
+use std::{
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use bartizan_core::BoxError;
+use bytes::Bytes;
+use http::{Response, header::CONTENT_ENCODING, response::Parts};
+use http_body::Body;
+use pin_project_lite::pin_project;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::{
+    Class, Error, ResponseBody,
+    body::{Frames, is_event_stream, is_json},
+    events::Events,
+    limits::Watch,
+    service::{Upstream, clean_response, of_transport},
+};
+
+/// The longest error response that is read, in bytes.
+const MAX_ERROR: u64 = 64 * 1024;
+
+pin_project! {
+    /// The response future of [`Provider`](crate::Provider).
+    pub struct ResponseFuture<F, B> {
+        #[pin]
+        state: State<F, B>,
+        upstream: Arc<Upstream>,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    #[project_replace = StateOwn]
+    enum State<F, B> {
+        Failed { error: Error },
+        Head { #[pin] future: F, watch: Watch },
+        Body { #[pin] body: B, reading: Reading },
+        Done,
+    }
+}
+
+/// An answer that is being read whole.
+struct Reading {
+    head: Parts,
+    frames: Frames,
+    max: u64,
+    watch: Watch,
+}
+
+impl<F, B> ResponseFuture<F, B> {
+    pub(crate) fn new(future: F, upstream: Arc<Upstream>) -> Self {
+        let watch = Watch::start(upstream.limits);
+        Self { state: State::Head { future, watch }, upstream }
+    }
+
+    pub(crate) fn failed(error: Error, upstream: Arc<Upstream>) -> Self {
+        Self { state: State::Failed { error }, upstream }
+    }
+}
+
+impl<F, B, E> Future for ResponseFuture<F, B>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+    E: Into<BoxError>,
+    B: Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    type Output = Result<Response<ResponseBody<B>>, Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        loop {
+            match this.state.as_mut().project() {
+                StateProj::Head { future, watch } => {
+                    let response = match future.poll(cx) {
+                        Poll::Ready(response) => response.map_err(|error| of_transport(error.into()))?,
+                        Poll::Pending => return Poll::Ready(Err(ready!(watch.poll_over(cx)))),
+                    };
+                    watch.head();
+                    let StateOwn::Head { watch, .. } = this.state.as_mut().project_replace(State::Done)
+                    else {
+                        unreachable!("the state was looked at above")
+                    };
+                    let (mut head, body) = response.into_parts();
+                    let kind = Kind::of(&head)?;
+                    clean_response(&mut head.headers);
+                    if let Kind::Events = kind {
+                        let events = Events::new(body, watch);
+                        return Poll::Ready(Ok(Response::from_parts(head, ResponseBody::events(events))));
+                    }
+                    let max = if let Kind::Error = kind { MAX_ERROR } else { this.upstream.max_response };
+                    let reading = Reading { head, frames: Frames::default(), max, watch };
+                    this.state.set(State::Body { body, reading });
+                }
+                StateProj::Body { body, reading } => {
+                    ready!(reading.poll(body, cx))?;
+                    let StateOwn::Body { reading, .. } = this.state.as_mut().project_replace(State::Done)
+                    else {
+                        unreachable!("the state was looked at above")
+                    };
+                    return Poll::Ready(reading.finish(this.upstream.secret()));
+                }
+                StateProj::Failed { .. } | StateProj::Done => {
+                    return match this.state.project_replace(State::Done) {
+                        StateOwn::Failed { error } => Poll::Ready(Err(error)),
+                        _ => panic!("polled after completion"),
+                    };
+                }
+            }
+        }
+    }
+}
+
+enum Kind {
+    Events,
+    Json,
+    Error,
+}
+
+impl Kind {
+    fn of(head: &Parts) -> Result<Self, Error> {
+        let malformed = |message: String| Err(Error::new(Class::Malformed, message));
+        let status = head.status;
+        if status.is_client_error() || status.is_server_error() {
+            return Ok(Self::Error);
+        }
+        if !status.is_success() {
+            // A redirect is not followed: the key would go wherever it points.
+            return malformed(format!(
+                "the upstream answered with status {status}, which is no answer to an API call"
+            ));
+        }
+        if let Some(encoding) = head.headers.get(CONTENT_ENCODING).filter(|encoding| *encoding != "identity")
+        {
+            return malformed(format!(
+                "the upstream's answer is compressed ({encoding:?}), which nobody asked for"
+            ));
+        }
+        if is_event_stream(&head.headers) {
+            Ok(Self::Events)
+        } else if is_json(&head.headers) {
+            Ok(Self::Json)
+        } else {
+            let found = head.headers.get(http::header::CONTENT_TYPE);
+            malformed(format!(
+                "the upstream's answer is neither JSON nor an event stream: its content type is {found:?}"
+            ))
+        }
+    }
+}
+
+impl Reading {
+    fn poll<B>(&mut self, mut body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<Result<(), Error>>
+    where
+        B: Body<Data = Bytes>,
+        B::Error: Into<BoxError>,
+    {
+        while !body.is_end_stream() {
+            match body.as_mut().poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    self.watch.frame();
+                    if let Ok(bytes) = frame.into_data() {
+                        if self.frames.len() + bytes.len() as u64 > self.max {
+                            return Poll::Ready(self.too_long());
+                        }
+                        self.frames.push(bytes);
+                    }
+                }
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(cut(error.into()))),
+                Poll::Ready(None) => break,
+                Poll::Pending => return self.watch.poll_over(cx).map(Err),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn too_long(&self) -> Result<(), Error> {
+        if self.is_error() {
+            // The beginning of an error says what it is.
+            return Ok(());
+        }
+        let message = format!("the upstream's answer is longer than {} bytes", self.max);
+        Err(Error::new(Class::Malformed, message))
+    }
+
+    fn is_error(&self) -> bool {
+        !self.head.status.is_success()
+    }
+
+    fn finish<B>(self, secret: Option<&str>) -> Result<Response<ResponseBody<B>>, Error> {
+        if self.is_error() {
+            return Ok(self.error_response(secret));
+        }
+        // Not parsed, but what was cut or is no JSON at all rarely begins and ends as JSON does.
+        let ends = (self.frames.first_byte(), self.frames.last_byte());
+        if !matches!(ends, (Some(b'{'), Some(b'}')) | (Some(b'['), Some(b']'))) {
+            let message =
+                format!("the upstream's answer is no whole JSON document ({} bytes)", self.frames.len());
+            return Err(Error::new(Class::Malformed, message));
+        }
+        Ok(Response::from_parts(self.head, ResponseBody::whole(self.frames)))
+    }
+
+    fn error_response<B>(mut self, secret: Option<&str>) -> Response<ResponseBody<B>> {
+        let body = self.frames.concat();
+        let secrets: &[&str] = secret.as_slice();
+        let error = Error::of_response(self.head.status, &self.head.headers, &body, secrets);
+        let original = error.class() != Class::Auth && is_error_object(&body) && !names(&body, secret);
+        let frames = if original {
+            self.frames
+        } else {
+            let (told, _) = error.to_response().into_parts();
+            self.head.status = told.status;
+            for (name, value) in &told.headers {
+                self.head.headers.insert(name, value.clone());
+            }
+            Bytes::from(error.json()).into()
+        };
+        self.head.extensions.insert(Arc::new(error));
+        Response::from_parts(self.head, ResponseBody::whole(frames))
+    }
+}
+
+/// Whether a body has the shape of OpenAI's errors, and so can be passed on as it is.
+fn is_error_object(body: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Outer<'a> {
+        #[serde(borrow)]
+        error: &'a RawValue,
+    }
+    serde_json::from_slice::<Outer<'_>>(body).is_ok_and(|outer| outer.error.get().starts_with('{'))
+}
+
+fn names(body: &[u8], secret: Option<&str>) -> bool {
+    secret.is_some_and(|secret| memchr::memmem::find(body, secret.as_bytes()).is_some())
+}
+
+fn cut(error: BoxError) -> Error {
+    match error.downcast::<Error>() {
+        Ok(error) => *error,
+        Err(error) => Error::new(Class::Upstream, "the upstream's answer was cut off").with_source(error),
+    }
+}
+
+impl<F, B> fmt::Debug for ResponseFuture<F, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
+}

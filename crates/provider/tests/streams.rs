@@ -1,0 +1,374 @@
+//! What a provider makes of answers that stop, stall, break or are none: always an error that says so, never a silent
+//! end. All on a paused clock, over a scripted transport.
+
+use std::{pin::Pin, sync::Arc, time::Duration};
+
+use bartizan_core::{BoxError, RetryAfter};
+use bartizan_provider::{Class, Error, ErrorEvents, Limits, Provider, ResponseBody};
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::{Body, Frame};
+use http_body_util::{BodyExt, Full, StreamBody};
+use tokio::time::{Instant, sleep};
+use tower::{Service, ServiceExt, service_fn};
+
+#[derive(Clone, Copy)]
+enum Step {
+    Say(&'static str),
+    Wait(u64),
+    Cut,
+    Hang,
+}
+use Step::{Cut, Hang, Say, Wait};
+
+type Script = Pin<Box<dyn Body<Data = Bytes, Error = BoxError> + Send>>;
+
+fn script(steps: &'static [Step]) -> Script {
+    let frames = futures_util::stream::unfold(steps.iter(), |mut steps| async {
+        loop {
+            match steps.next()? {
+                Say(text) => return Some((Ok(Frame::data(Bytes::from(*text))), steps)),
+                Wait(ms) => sleep(Duration::from_millis(*ms)).await,
+                Cut => return Some((Err(BoxError::from("connection reset")), steps)),
+                Hang => std::future::pending().await,
+            }
+        }
+    });
+    Box::pin(StreamBody::new(frames))
+}
+
+/// Asks a provider whose upstream answers with this head and body.
+async fn ask(
+    status: u16,
+    headers: &'static [(&'static str, &'static str)],
+    body: &'static [Step],
+) -> Result<Response<ResponseBody<Script>>, Error> {
+    let transport = service_fn(move |_: Request<Full<Bytes>>| {
+        let mut response = Response::builder().status(status);
+        for (name, value) in headers {
+            response = response.header(*name, *value);
+        }
+        std::future::ready(Ok::<_, BoxError>(response.body(script(body)).unwrap()))
+    });
+    let provider = Provider::new(transport, "http://upstream.example/v1").unwrap();
+    let mut provider = provider.api_key("sk-geheim1234".into());
+    provider.ready().await?.call(question()).await
+}
+
+fn question() -> Request<Bytes> {
+    let body = Bytes::from_static(br#"{"model":"m","stream":true}"#);
+    Request::post("/v1/chat/completions").body(body).unwrap()
+}
+
+const EVENTS: &[(&str, &str)] = &[("content-type", "text/event-stream; charset=utf-8")];
+const JSON: &[(&str, &str)] = &[("content-type", "application/json")];
+
+/// The frames of a stream, and how it ended.
+async fn stream(body: &'static [Step]) -> (Vec<String>, Option<Error>) {
+    let mut body = ask(200, EVENTS, body).await.unwrap().into_body();
+    let mut frames = Vec::new();
+    while let Some(frame) = body.frame().await {
+        match frame {
+            Ok(frame) => frames.push(String::from_utf8(frame.into_data().unwrap().into()).unwrap()),
+            Err(error) => {
+                assert!(body.frame().await.is_none(), "nothing after an error");
+                return (frames, Some(error));
+            }
+        }
+    }
+    (frames, None)
+}
+
+fn told(ended: Option<Error>) -> (Class, String) {
+    let error = ended.expect("the stream must not end silently");
+    (error.class(), error.message().to_owned())
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_arrived_together_leaves_together_and_what_came_alone_leaves_at_once() {
+    const BODY: &[Step] = &[
+        Say("data: 1\n\n"),
+        Say("data: 2\n\nda"),
+        Wait(5),
+        Say("ta: 3\n\n"),
+        Wait(5),
+        Say("data: [DONE]\n\n"),
+    ];
+    let (frames, ended) = stream(BODY).await;
+    assert_eq!(frames, ["data: 1\n\ndata: 2\n\n", "data: 3\n\n", "data: [DONE]\n\n"]);
+    assert!(ended.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_without_its_end_is_an_error_whatever_came_before() {
+    for body in [&[][..], &[Say("data: 1\n\n")], &[Say("data: 1\n\n"), Wait(1), Say("data: [DON")]] {
+        let (class, message) = told(stream(body).await.1);
+        assert_eq!(class, Class::Upstream);
+        assert!(message.contains("without `data: [DONE]`"), "{message}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn half_an_event_is_never_passed_on() {
+    let (frames, ended) = stream(&[Say("data: 1\n\n"), Wait(1), Say("data: {\"half"), Cut]).await;
+    assert_eq!(frames, ["data: 1\n\n"]);
+    assert_eq!(told(ended), (Class::Upstream, "the upstream's stream was cut off".into()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_that_came_with_the_error_come_before_it() {
+    let (frames, ended) = stream(&[Say("data: 1\n\n"), Cut]).await;
+    assert_eq!(frames, ["data: 1\n\n"]);
+    assert_eq!(told(ended).0, Class::Upstream);
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_done_nothing_can_fail() {
+    for body in [
+        &[Say("data: [DONE]\n\n"), Cut][..],
+        &[Say("data: 1\r\n\r\ndata:[DONE]\r\n\r\n")],
+        &[Say("data: [DONE]\n\n"), Wait(1), Say(": bye"), Hang],
+        &[Say("data: [DONE]\n\n"), Wait(1), Say(": bye\n\n")],
+        &[Say("data: [DONE]\n\r")],
+    ] {
+        assert!(stream(body).await.1.is_none());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn text_that_only_mentions_done_is_not_the_end() {
+    let (_, ended) = stream(&[Say("data: and then it said data: [DONE]\n\n")]).await;
+    assert_eq!(told(ended).0, Class::Upstream);
+}
+
+#[tokio::test(start_paused = true)]
+async fn garbage_is_malformed() {
+    let (frames, ended) = stream(&[Say("<html>\n\n<body>502 Bad Gateway</body>\n\n")]).await;
+    assert!(frames.is_empty());
+    assert_eq!(told(ended).0, Class::Malformed);
+    let (frames, ended) = stream(&[Say("data: 1\n\n"), Wait(1), Say("\u{0}\u{1}\u{2}\n\n")]).await;
+    assert_eq!(frames, ["data: 1\n\n"]);
+    assert_eq!(told(ended).0, Class::Malformed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_time_limit_names_itself() {
+    let started = Instant::now();
+    let (_, ended) = stream(&[Hang]).await;
+    let message = "the upstream sent nothing within 60s of its answer's head";
+    assert_eq!(told(ended), (Class::Timeout, message.into()));
+    assert_eq!(started.elapsed().as_secs(), 60);
+
+    const SLOW: &[Step] = &[Wait(30_000), Say("data: 1\n\n"), Wait(59_000), Say("data: 2\n\n"), Hang];
+    let started = Instant::now();
+    let (frames, ended) = stream(SLOW).await;
+    assert_eq!(frames.len(), 2);
+    assert_eq!(told(ended), (Class::Timeout, "the upstream sent nothing more for 60s".into()));
+    assert_eq!(started.elapsed().as_secs(), 30 + 59 + 60);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_total_limit_counts_from_the_call_and_ends_a_stream_that_only_drips() {
+    const DRIP: &[Step] =
+        &[Wait(50_000), Say("data: 1\n\n"), Wait(50_000), Say("data: 2\n\n"), Wait(50_000), Hang];
+    let transport = service_fn(|_: Request<Full<Bytes>>| async {
+        sleep(Duration::from_secs(10)).await;
+        let response = Response::builder().header("content-type", "text/event-stream");
+        Ok::<_, BoxError>(response.body(script(DRIP)).unwrap())
+    });
+    let limits = Limits { total: Duration::from_secs(120), ..Limits::default() };
+    let mut provider = Provider::new(transport, "http://upstream.example/v1").unwrap().limits(limits);
+    let started = Instant::now();
+    let response = provider.ready().await.unwrap().call(question()).await.unwrap();
+    let error = response.collect().await.unwrap_err();
+    assert_eq!((error.class(), error.message()), (Class::Timeout, "the upstream was not done within 120s"));
+    assert_eq!(started.elapsed().as_secs(), 120);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_head_that_does_not_come_is_a_timeout() {
+    let transport =
+        service_fn(|_: Request<Full<Bytes>>| std::future::pending::<Result<Response<Script>, BoxError>>());
+    let mut provider = Provider::new(transport, "http://upstream.example/v1").unwrap();
+    let started = Instant::now();
+    let error = provider.ready().await.unwrap().call(question()).await.unwrap_err();
+    assert_eq!((error.class(), error.message()), (Class::Timeout, "no answer from the upstream within 120s"));
+    assert_eq!(started.elapsed().as_secs(), 120);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_reader_is_not_the_upstreams_fault() {
+    let response = ask(200, EVENTS, &[Say("data: 1\n\n"), Wait(1), Say("data: [DONE]\n\n")]).await.unwrap();
+    let mut body = response.into_body();
+    assert!(body.frame().await.unwrap().is_ok());
+    sleep(Duration::from_secs(300)).await;
+    assert!(body.frame().await.unwrap().is_ok());
+    assert!(body.frame().await.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_whole_answer_is_checked_before_its_head_is_passed_on() {
+    let response = ask(200, JSON, &[Say("{\"a\":"), Wait(1), Say("1} ")]).await.unwrap();
+    assert_eq!(response.body().size_hint().exact(), Some(8));
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "{\"a\":1} ");
+
+    for (body, class) in [
+        (&[Say("{\"a\":"), Cut][..], Class::Upstream),
+        (&[Say("{\"a\":")], Class::Malformed),
+        (&[], Class::Malformed),
+        (&[Say("<html></html>")], Class::Malformed),
+        (&[Say("{"), Hang], Class::Timeout),
+    ] {
+        assert_eq!(ask(200, JSON, body).await.unwrap_err().class(), class);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_no_answer_to_an_api_call_is_refused() {
+    for (status, headers) in [
+        (200, &[("content-type", "text/html")][..]),
+        (200, &[]),
+        (200, &[("content-type", "application/json"), ("content-encoding", "gzip")]),
+        (302, &[("content-type", "application/json"), ("location", "http://elsewhere.example/")]),
+    ] {
+        assert_eq!(ask(status, headers, &[Say("{}")]).await.unwrap_err().class(), Class::Malformed);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_answer_is_refused_at_the_bound() {
+    let transport = service_fn(|_: Request<Full<Bytes>>| async {
+        let body = script(&[Say("{\"0123456789\":"), Wait(1), Say("0}")]);
+        Ok::<_, BoxError>(Response::builder().header("content-type", "application/json").body(body).unwrap())
+    });
+    let mut provider = Provider::new(transport, "http://upstream.example/v1").unwrap().max_response(15);
+    let error = provider.ready().await.unwrap().call(question()).await.unwrap_err();
+    assert_eq!(error.message(), "the upstream's answer is longer than 15 bytes");
+}
+
+#[tokio::test(start_paused = true)]
+async fn error_responses_keep_their_bytes_and_carry_their_meaning() {
+    const BODY: &str = r#"{"error":{"message":"too long","type":"invalid_request_error","param":"messages","code":"context_length_exceeded","extra":1}}"#;
+    let response = ask(400, JSON, &[Say(BODY)]).await.unwrap();
+    assert_eq!(response.status(), 400);
+    assert_eq!(response.extensions().get::<Arc<Error>>().unwrap().class(), Class::ContextLength);
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), BODY);
+
+    const WAIT: &[(&str, &str)] = &[("content-type", "application/json"), ("retry-after", "7")];
+    let response = ask(429, WAIT, &[Say("{}")]).await.unwrap();
+    assert_eq!(response.headers()["retry-after"], "7");
+    let error = response.extensions().get::<Arc<Error>>().unwrap();
+    assert_eq!(error.retry_after(), RetryAfter::After(Duration::from_secs(7)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn error_responses_of_other_shapes_are_told_in_ours() {
+    const HTML: &[(&str, &str)] = &[("content-type", "text/html"), ("content-length", "999")];
+    for body in [&[Say("<html>down</html>")][..], &[], &[Say("{\"detail\":\"down\"}")]] {
+        let response = ask(503, HTML, body).await.unwrap();
+        assert_eq!(response.status(), 503);
+        assert_eq!(response.headers()["content-type"], "application/json");
+        assert!(!response.headers().contains_key("content-length"));
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(body["error"]["type"], "service_unavailable_error");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_never_come_back() {
+    const MASKED: &[Step] = &[Say(
+        r#"{"error":{"message":"Incorrect API key provided: sk-geh***1234.","code":"invalid_api_key"}}"#,
+    )];
+    const QUOTED: &[Step] = &[Say(r#"{"error":{"message":"header was Bearer sk-geheim1234"}}"#)];
+    const TRACE: &[Step] = &[Say("trace: Authorization=Bearer sk-geheim1234")];
+    for (status, body) in [(401, MASKED), (400, QUOTED), (500, TRACE)] {
+        let response = ask(status, JSON, body).await.unwrap();
+        let error = format!("{:?}", response.extensions().get::<Arc<Error>>().unwrap());
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        let body = String::from_utf8(body.into()).unwrap();
+        for text in [&error, &body] {
+            assert!(!text.contains("geheim") && !text.contains("sk-geh"), "{text}");
+        }
+    }
+    let provider = Provider::new((), "http://upstream.example/v1").unwrap().api_key("sk-geheim1234".into());
+    assert!(!format!("{provider:?}").contains("geheim"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clients_headers_stay_behind_and_the_upstreams_do_too() {
+    let transport = service_fn(|request: Request<Full<Bytes>>| async move {
+        let mut names: Vec<_> = request.headers().keys().map(http::HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["authorization", "content-type", "x-mine"]);
+        assert_eq!(request.headers()["authorization"], "Bearer sk-1");
+        let response = Response::builder()
+            .header("content-type", "application/json")
+            .header("set-cookie", "a=b")
+            .header("connection", "x-hop")
+            .header("x-hop", "1")
+            .header("x-request-id", "7");
+        Ok::<_, BoxError>(response.body(Full::new(Bytes::from_static(b"{}"))).unwrap())
+    });
+    let provider = Provider::new(transport, "http://upstream.example/v1").unwrap();
+    let mut provider = provider.api_key("sk-1".into());
+    let mut request = question();
+    for name in [
+        "authorization",
+        "x-api-key",
+        "api-key",
+        "cookie",
+        "host",
+        "connection",
+        "te",
+        "transfer-encoding",
+        "openai-organization",
+        "accept-encoding",
+        "x-forwarded-for",
+        "content-type",
+        "x-mine",
+        "named",
+    ] {
+        let value = if name == "connection" { "named, close" } else { "v" };
+        request.headers_mut().insert(name, value.parse().unwrap());
+    }
+    let response = provider.ready().await.unwrap().call(request).await.unwrap();
+    let mut names: Vec<_> = response.headers().keys().map(http::HeaderName::as_str).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["content-type", "x-request-id"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_becomes_an_event_where_streams_leave() {
+    let response = ask(200, EVENTS, &[Say("data: 1\n\n"), Wait(1), Cut]).await.unwrap();
+    let (head, body) = response.into_parts();
+    let body = ErrorEvents::new(&head.headers, body).collect().await.unwrap().to_bytes();
+    let (first, last) = body.split_at(9);
+    assert_eq!(first, b"data: 1\n\n");
+    let event: serde_json::Value = serde_json::from_slice(last.strip_prefix(b"data: ").unwrap()).unwrap();
+    assert_eq!(event["error"]["message"], "the upstream's stream was cut off");
+    assert_eq!(event["error"]["code"], "upstream_error");
+}
+
+#[tokio::test(start_paused = true)]
+async fn addresses_that_cannot_be_are_refused() {
+    for base in ["", "upstream", "/v1", "ftp://x/v1", "http://x/v1?a=b", "http://user:pw@x/v1", "http://"] {
+        let error = Provider::new((), base).unwrap_err();
+        assert_eq!(error.class(), Class::BadRequest, "{base}");
+        assert!(!error.message().contains("pw"));
+    }
+    let transport = service_fn(|request: Request<Full<Bytes>>| async move {
+        let body = Bytes::from(format!("{{\"{}\":1}}", request.uri()));
+        let response = Response::builder().header("content-type", "application/json");
+        Ok::<_, BoxError>(response.body(Full::new(body)).unwrap())
+    });
+    let mut provider = Provider::new(transport, "https://upstream.example/llm/v1/").unwrap();
+    let get = |path: &str| Request::get(path).body(Bytes::new()).unwrap();
+    let response = provider.ready().await.unwrap().call(get("/v1/models?limit=2")).await.unwrap();
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(body, "{\"https://upstream.example/llm/v1/models?limit=2\":1}");
+    for path in ["/", "/v1", "/v2/models", "/v1/../admin", "/v1beta/models"] {
+        let error = provider.ready().await.unwrap().call(get(path)).await.unwrap_err();
+        assert_eq!(error.class(), Class::NotFound, "{path}");
+    }
+}
