@@ -1,1 +1,9 @@
-//! An LLM gateway made of bartizan layers.
+//! An LLM gateway made of bartizan's layers.
+//!
+//! The binary is thin: it reads a [`config`], builds the [`app`] from it, and hands that to the [`server`].
+
+#![forbid(unsafe_code)]
+
+pub mod app;
+pub mod config;
+pub mod server;

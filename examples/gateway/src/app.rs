@@ -1,0 +1,267 @@
+//! The service of the gateway: its routes, and the stack of layers behind the ones that ask a model.
+
+use std::{
+    collections::HashMap,
+    future::{Ready, ready},
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll},
+};
+
+use axum::{
+    Router,
+    extract::{Path, State},
+    routing::get,
+};
+use bartizan_core::{BoxError, RejectionLayer};
+use bartizan_provider::{
+    Class, Error, ErrorEvents, Facts, HttpTransport, IntakeLayer, Limits, Provider, Tenant, mock::Mock,
+    openai_error,
+};
+use bytes::Bytes;
+use futures_util::future::Either;
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Uri, header::CONTENT_TYPE};
+use http_body::Body;
+use http_body_util::{BodyExt, Full, combinators::MapErr};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tower::{Layer, Service, ServiceExt, util::Oneshot};
+
+use crate::config::{Config, Model, Upstream};
+
+/// What all workers share.
+#[derive(Clone, Debug)]
+pub struct App {
+    config: Arc<Config>,
+    /// Where the embedded mock listens, if a model asks it.
+    mock: Option<SocketAddr>,
+    draining: Arc<AtomicBool>,
+}
+
+impl App {
+    /// Prepares to serve `config`. The future is the embedded mock's server, to be run beside the gateway; it is
+    /// pending for ever if no model needs it.
+    ///
+    /// # Errors
+    ///
+    /// When the mock finds no port on loopback.
+    pub async fn new(config: Config) -> io::Result<(Self, impl Future<Output = ()>)> {
+        let mut listener = None;
+        if config.models.iter().any(|model| matches!(model.upstream, Upstream::Mock)) {
+            listener = Some(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?);
+        }
+        let mock = listener.as_ref().map(TcpListener::local_addr).transpose()?;
+        let names: Vec<_> = config.models.iter().map(|model| model.model.clone()).collect();
+        let app = Self { config: Arc::new(config), mock, draining: Arc::default() };
+        let serve = async move {
+            match listener {
+                Some(listener) => _ = Mock::with_models(names).serve(listener).await,
+                None => std::future::pending().await,
+            }
+        };
+        Ok((app, serve))
+    }
+
+    /// The configuration that is served.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// From now on `/readyz` says that this gateway is going away.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// The service of one worker, with upstream connections of its own.
+    ///
+    /// # Panics
+    ///
+    /// If the configuration has an upstream URL that no provider takes; one that was loaded has none.
+    pub fn service(&self) -> Router {
+        let config = &self.config;
+        let transport = HttpTransport::new();
+        let models = Models {
+            providers: config
+                .models
+                .iter()
+                .map(|model| (model.name.clone(), self.provider(model, transport.clone())))
+                .collect::<HashMap<_, _>>()
+                .into(),
+            tenant_header: config.server.tenant_header.clone(),
+        };
+        let intake = IntakeLayer::new()
+            .max_body(config.server.max_body_bytes as u64)
+            .body_within(config.server.body_timeout)
+            .tenant_header(config.server.tenant_header.clone());
+        let ask = RejectionLayer::new(refuse).layer(intake.layer(models));
+        let ask = ServiceExt::<Request<axum::body::Body>>::map_response(ask, tell_failures);
+
+        Router::new()
+            .route_service("/v1/chat/completions", ask.clone())
+            .route_service("/v1/embeddings", ask)
+            .route("/v1/models", get(list_models))
+            .route("/v1/models/{*id}", get(retrieve_model))
+            .route("/livez", get(|| async { "ok\n" }))
+            .route("/readyz", get(is_ready))
+            .fallback(no_such_path)
+            .method_not_allowed_fallback(async || Error::method_not_allowed("GET, HEAD").to_response())
+            .with_state(self.clone())
+    }
+
+    fn provider(&self, model: &Model, transport: HttpTransport) -> Provider<HttpTransport> {
+        let transport = transport.connect_within(model.limits.connect);
+        let (base_url, api_key) = match (&model.upstream, self.mock) {
+            (Upstream::OpenAi { base_url, api_key }, _) => (base_url.to_string(), api_key.as_ref()),
+            (Upstream::Mock, Some(mock)) => (format!("http://{mock}/v1"), None),
+            (Upstream::Mock, None) => unreachable!("a mock is started when a model asks for one"),
+        };
+        let provider = Provider::new(transport, &base_url).expect("the configuration checks its URLs");
+        let provider = provider.model(model.model.as_str()).limits(Limits {
+            head: model.limits.head,
+            first_frame: model.limits.first_frame,
+            idle: model.limits.idle,
+            total: model.limits.total,
+        });
+        match api_key {
+            Some(key) => provider.api_key(key.secret.clone()),
+            None => provider,
+        }
+    }
+}
+
+/// Sends a request to the provider of the model that it names.
+#[derive(Clone)]
+struct Models {
+    providers: Arc<HashMap<String, Provider<HttpTransport>>>,
+    tenant_header: HeaderName,
+}
+
+impl Models {
+    /// The request's provider, and the request without what is between the client and the gateway.
+    fn route(&self, mut request: Request<Bytes>) -> Result<(Provider<HttpTransport>, Request<Bytes>), Error> {
+        request.headers_mut().remove(&self.tenant_header);
+        let facts = request.extensions().get::<Facts>().expect("intake has read the request");
+        tracing::debug!(
+            model = facts.model(),
+            operation = ?facts.operation(),
+            stream = facts.stream(),
+            tenant = facts.tenant().map(Tenant::as_str),
+            estimated_tokens = facts.estimated_tokens(),
+            "asking"
+        );
+        match self.providers.get(facts.model()) {
+            Some(provider) => Ok((provider.clone(), request)),
+            None => Err(no_such_model(facts.model())),
+        }
+    }
+}
+
+impl Service<Request<Bytes>> for Models {
+    type Response = <Provider<HttpTransport> as Service<Request<Bytes>>>::Response;
+    type Error = Error;
+    type Future = Asked;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Bytes>) -> Asked {
+        match self.route(request) {
+            Ok((provider, request)) => Either::Left(provider.oneshot(request)),
+            Err(error) => Either::Right(ready(Err(error))),
+        }
+    }
+}
+
+type Asked = Either<
+    Oneshot<Provider<HttpTransport>, Request<Bytes>>,
+    Ready<Result<<Models as Service<Request<Bytes>>>::Response, Error>>,
+>;
+
+fn no_such_model(model: &str) -> Error {
+    let message = format!("there is no model {model:?} here; GET /v1/models lists those that there are");
+    Error::new(Class::NotFound, message).with_param("model").with_code("model_not_found")
+}
+
+/// What a client sees of an error. What it is not told, because it is ours or the upstream's, goes to the log.
+fn refuse(error: BoxError) -> Response<Full<Bytes>> {
+    log(&error);
+    openai_error(error)
+}
+
+/// A stream that fails tells its client, in the stream, and the log.
+fn tell_failures<B>(response: Response<B>) -> Response<ErrorEvents<Logged<B>>>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    if let Some(error) = response.extensions().get::<Arc<Error>>() {
+        tracing::warn!(%error, "an upstream answered with an error");
+    }
+    let logged: fn(B::Error) -> BoxError = |error| {
+        let error = error.into();
+        log(&error);
+        error
+    };
+    let (head, body) = response.into_parts();
+    let body = ErrorEvents::new(&head.headers, body.map_err(logged));
+    Response::from_parts(head, body)
+}
+
+type Logged<B> = MapErr<B, fn(<B as Body>::Error) -> BoxError>;
+
+fn log(error: &BoxError) {
+    match Error::find(&**error).map(Error::class) {
+        Some(Class::Connect | Class::Upstream | Class::Malformed | Class::Timeout) => {
+            tracing::warn!(%error, "a call failed");
+        }
+        Some(_) => tracing::debug!(%error, "a request was refused"),
+        None => tracing::error!(%error, "a call failed"),
+    }
+}
+
+fn describe(model: &Model) -> Value {
+    let owned_by = match model.upstream {
+        Upstream::OpenAi { .. } => "openai",
+        Upstream::Mock => "mock",
+    };
+    json!({"id": model.name, "object": "model", "created": 0, "owned_by": owned_by})
+}
+
+async fn list_models(State(app): State<App>) -> Response<Full<Bytes>> {
+    let data: Vec<_> = app.config.models.iter().map(describe).collect();
+    json_response(&json!({"object": "list", "data": data}))
+}
+
+async fn retrieve_model(State(app): State<App>, Path(id): Path<String>) -> Response<Full<Bytes>> {
+    match app.config.models.iter().find(|model| model.name == id) {
+        Some(model) => json_response(&describe(model)),
+        None => no_such_model(&id).to_response(),
+    }
+}
+
+fn json_response(value: &Value) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(value.to_string())));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+async fn is_ready(State(app): State<App>) -> (StatusCode, &'static str) {
+    if app.draining.load(Ordering::Relaxed) {
+        (StatusCode::SERVICE_UNAVAILABLE, "draining\n")
+    } else {
+        (StatusCode::OK, "ready\n")
+    }
+}
+
+async fn no_such_path(uri: Uri) -> Response<Full<Bytes>> {
+    let message = format!(
+        "there is no {:?} here, but /v1/chat/completions, /v1/embeddings, /v1/models, /livez and /readyz",
+        uri.path()
+    );
+    Error::new(Class::NotFound, message).with_code("unknown_url").to_response()
+}

@@ -1,0 +1,242 @@
+//! What the gateway is told: a TOML file, environment variables, command line options.
+//!
+//! The later ones of these win. Every key stands once, in the table in `schema.rs`, from which come the checks, the
+//! environment variables and the [sample file](sample()). Whatever is not known, missing, out of range or without effect is
+//! an error that names its place and says what to do; all of them are found in one go.
+
+use std::{
+    collections::BTreeMap, ffi::OsString, fmt, net::SocketAddr, num::NonZeroUsize, path::Path, time::Duration,
+};
+
+use http::{HeaderName, Uri};
+use secrecy::SecretString;
+
+pub use error::{ConfigError, Origin, Problem};
+pub use sample::sample;
+
+use crate::server::ServerOptions;
+
+mod error;
+mod key;
+mod load;
+mod models;
+mod sample;
+mod schema;
+
+/// A valid configuration. Its `Default` is what the gateway does without any: one embedded mock with a few models.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `[server]`.
+    pub server: ServerConfig,
+    /// `[limits]`, which the models' own limits already take into account.
+    pub limits: Limits,
+    /// `[[model]]`, in the order of the file, at least one, each name once.
+    pub models: Vec<Model>,
+}
+
+/// `[server]`: how clients are served.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// The address to listen on.
+    pub listen: SocketAddr,
+    /// Whether `listen` may be anything but a loopback address.
+    pub allow_remote: bool,
+    /// Worker threads.
+    pub workers: NonZeroUsize,
+    /// Connections open at once.
+    pub max_connections: NonZeroUsize,
+    /// The largest request body.
+    pub max_body_bytes: usize,
+    /// How long a request's head may take to arrive.
+    pub header_timeout: Duration,
+    /// How long a request's body may take to arrive.
+    pub body_timeout: Duration,
+    /// How long requests in flight may go on after the shutdown.
+    pub drain_timeout: Duration,
+    /// The request header that names the tenant.
+    pub tenant_header: HeaderName,
+}
+
+/// `[limits]`: how long a call to an upstream may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Until there is a connection.
+    pub connect: Duration,
+    /// Until the response's head.
+    pub head: Duration,
+    /// From the head to the first frame of the body.
+    pub first_frame: Duration,
+    /// From one frame to the next.
+    pub idle: Duration,
+    /// For everything.
+    pub total: Duration,
+}
+
+/// `[[model]]`: a public model, and who answers for it.
+#[derive(Clone, Debug)]
+pub struct Model {
+    /// The name that clients send.
+    pub name: String,
+    /// Where it goes.
+    pub upstream: Upstream,
+    /// Its name there.
+    pub model: String,
+    /// The time limits of its calls.
+    pub limits: Limits,
+}
+
+/// Who answers for a model.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Upstream {
+    /// The mock inside the gateway.
+    Mock,
+    /// An API that speaks as OpenAI's does.
+    OpenAi {
+        /// The address that paths such as `/chat/completions` are appended to. It has no query, and its path has no
+        /// slash at the end, but for a path that is nothing else.
+        base_url: Uri,
+        /// The key to send, if any.
+        api_key: Option<ApiKey>,
+    },
+}
+
+/// A key that was found in the environment.
+#[derive(Clone, Debug)]
+pub struct ApiKey {
+    /// The variable it came from.
+    pub variable: String,
+    /// The key itself: visible ASCII, so that a header can carry it. `Debug` does not show it.
+    pub secret: SecretString,
+}
+
+/// The environment variables that a configuration may refer to.
+///
+/// Taken once and passed on, so that nothing but its caller reads the process's own.
+#[derive(Clone, Default)]
+pub struct Environment(BTreeMap<String, OsString>);
+
+impl Environment {
+    /// Those of this process. Variables whose names are not UTF-8 can be nobody's, and are left out.
+    pub fn of_process() -> Self {
+        Self(
+            std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value))).collect(),
+        )
+    }
+}
+
+impl<K: Into<String>, V: Into<OsString>> FromIterator<(K, V)> for Environment {
+    fn from_iter<I: IntoIterator<Item = (K, V)>>(variables: I) -> Self {
+        Self(variables.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
+    }
+}
+
+/// Shows how many there are: their values are full of secrets.
+impl fmt::Debug for Environment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Environment").field("variables", &self.0.len()).finish()
+    }
+}
+
+impl Config {
+    /// Reads the file, if there is one, and applies the environment and the value of `--listen` over it.
+    ///
+    /// # Errors
+    ///
+    /// Everything that is wrong with any of them.
+    pub fn load(
+        file: Option<&Path>,
+        environment: &Environment,
+        listen: Option<&str>,
+    ) -> Result<Self, ConfigError> {
+        let Some(path) = file else { return load::load(None, environment, listen) };
+        let name = path.display().to_string();
+        let unreadable = |origin, message| ConfigError { problems: vec![Problem { origin, message }] };
+        let bytes =
+            std::fs::read(path).map_err(|error| unreadable(None, format!("cannot read {name}: {error}")))?;
+        let text = str::from_utf8(&bytes).map_err(|error| {
+            let line = load::line_of(&bytes, error.valid_up_to());
+            unreadable(Some(Origin::File { path: name.clone(), line }), "is not UTF-8 text".to_owned())
+        })?;
+        load::load(Some((&name, text)), environment, listen)
+    }
+
+    /// As [`load`](Self::load), from the text of a file. `path` is what errors call it.
+    ///
+    /// # Errors
+    ///
+    /// Everything that is wrong with the text or the environment.
+    pub fn from_toml(path: &str, text: &str, environment: &Environment) -> Result<Self, ConfigError> {
+        load::load(Some((path, text)), environment, None)
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let limits = Limits::default();
+        let mock = |name: &str| Model {
+            name: name.to_owned(),
+            upstream: Upstream::Mock,
+            model: name.to_owned(),
+            limits,
+        };
+        Self { server: ServerConfig::default(), limits, models: schema::MOCK_MODELS.map(mock).into() }
+    }
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        let options = ServerOptions::default();
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            allow_remote: false,
+            workers: options.workers,
+            max_connections: options.max_connections,
+            max_body_bytes: 10 * 1024 * 1024,
+            header_timeout: options.header_timeout,
+            body_timeout: Duration::from_secs(30),
+            drain_timeout: options.drain_timeout,
+            tenant_header: HeaderName::from_static("x-tenant-id"),
+        }
+    }
+}
+
+impl ServerConfig {
+    /// The part of it that the [server](crate::server::Server) acts on.
+    pub fn options(&self) -> ServerOptions {
+        ServerOptions {
+            workers: self.workers,
+            max_connections: self.max_connections,
+            header_timeout: self.header_timeout,
+            drain_timeout: self.drain_timeout,
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(5),
+            head: Duration::from_secs(120),
+            first_frame: Duration::from_secs(60),
+            idle: Duration::from_secs(60),
+            total: Duration::from_secs(600),
+        }
+    }
+}
+
+/// Where the model goes, in words.
+impl fmt::Display for Model {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.upstream {
+            Upstream::Mock => f.write_str("the embedded mock"),
+            Upstream::OpenAi { base_url, api_key } => {
+                write!(f, "{base_url} as {}", self.model)?;
+                match api_key {
+                    Some(key) => write!(f, ", with the key in {}", key.variable),
+                    None => f.write_str(", without a key"),
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! The `[[model]]` entries, whose keys depend on each other.
+
+use std::collections::BTreeMap;
+
+use toml::{Spanned, de::DeValue};
+
+use super::{
+    ApiKey, Limits, Model, Origin, Upstream,
+    key::set,
+    load::{Given, Loader},
+    schema::{LIMITS, MODEL, OPENAI_URL, RawModel, Section, UpstreamKind},
+};
+
+impl Loader<'_> {
+    /// Those of the file, over the limits that hold for all of them.
+    pub(super) fn models(&mut self, entries: &[Spanned<DeValue<'_>>], limits: &Limits) -> Vec<Model> {
+        let mut names = BTreeMap::new();
+        let mut models = Vec::new();
+        for entry in entries {
+            let at = self.at(&entry.span());
+            let Some(table) = entry.get_ref().as_table() else {
+                self.problem(at, format!("\"model\" must be written as {}", Section::Model));
+                continue;
+            };
+            let mut raw = RawModel::default();
+            let mut own = *limits;
+            let given = self.section(Section::Model, table, |name, value| {
+                set(MODEL, &mut raw, name, value).or_else(|| set(LIMITS, &mut own, name, value))
+            });
+            self.check_limits(Section::Model, &own, &given);
+            if let (Some(name), Some(origin)) = (&raw.name, given.origin("name").cloned()) {
+                if let Some(first) = names.get(name) {
+                    let message = format!(
+                        "\"name\" in [[model]] is {name:?}, as at {first}; each needs a name of its own"
+                    );
+                    self.problem(origin, message);
+                } else {
+                    names.insert(name.clone(), origin);
+                }
+            }
+            models.extend(self.model(raw, own, &at, &given));
+        }
+        if entries.is_empty() {
+            let message = "there is no [[model]], so there is nothing to serve; add one with \"name\" and \"upstream\" \
+                           (`gateway --sample` shows how)";
+            self.problem(Origin::File { path: self.path.to_owned(), line: 1 }, message.to_owned());
+        }
+        models
+    }
+
+    fn model(&mut self, raw: RawModel, limits: Limits, at: &Origin, given: &Given) -> Option<Model> {
+        let hints = [("name", "what clients ask for"), ("upstream", "\"openai\" or \"mock\"")];
+        for (key, hint) in hints {
+            if given.origin(key).is_none() {
+                self.problem(at.clone(), format!("missing key {key:?} in [[model]]: {hint}"));
+            }
+        }
+        let upstream = match raw.upstream? {
+            UpstreamKind::Mock => {
+                for key in ["base_url", "api_key_env"] {
+                    if let Some(origin) = given.origin(key) {
+                        let message = format!(
+                            "{key:?} in [[model]] has no effect with upstream = \"mock\"; remove it, or set upstream = \
+                             \"openai\""
+                        );
+                        self.problem(origin.clone(), message);
+                    }
+                }
+                Upstream::Mock
+            }
+            UpstreamKind::OpenAi => Upstream::OpenAi {
+                base_url: raw.base_url.unwrap_or_else(|| OPENAI_URL.parse().expect("a URL")),
+                api_key: raw.api_key_env.and_then(|variable| self.api_key(variable, given)),
+            },
+        };
+        let name = raw.name?;
+        Some(Model { model: raw.model.unwrap_or_else(|| name.clone()), name, upstream, limits })
+    }
+
+    fn api_key(&mut self, variable: String, given: &Given) -> Option<ApiKey> {
+        let value = self.environment.0.get(&variable);
+        let wrong = match value.map(|value| value.to_str()) {
+            None => "is not set",
+            Some(Some("")) => "is empty",
+            Some(Some(key)) if key.bytes().all(|byte| byte.is_ascii_graphic()) => {
+                return Some(ApiKey { variable, secret: key.into() });
+            }
+            Some(_) => "holds white space or characters that a header cannot carry",
+        };
+        // A key pasted in place of the name may look like a name, but not like one in capitals.
+        let shown = variable.bytes().all(|byte| !byte.is_ascii_lowercase());
+        let which = if shown {
+            format!("the environment variable {variable}")
+        } else {
+            "an environment variable".into()
+        };
+        let message = format!("\"api_key_env\" in [[model]] names {which}, which {wrong}; put the key there");
+        self.problem(given.origin("api_key_env")?.clone(), message);
+        None
+    }
+}

@@ -1,0 +1,325 @@
+//! Every key there is: its name, type, range, default and meaning.
+
+use std::{fmt, net::SocketAddr, num::NonZeroUsize, ops::RangeInclusive, time::Duration};
+
+use http::{HeaderName, Uri, header, uri::Scheme};
+
+use super::{
+    Limits, ServerConfig,
+    key::{Key, Kind, nearest},
+};
+
+/// The models of a gateway that is told nothing.
+pub(super) const MOCK_MODELS: [&str; 3] = ["mock-small", "mock-large", "mock-embed"];
+
+/// Where `upstream = "openai"` goes unless told otherwise.
+pub(super) const OPENAI_URL: &str = "https://api.openai.com/v1";
+
+/// A day: whoever wants a longer time limit wants none, which there is not.
+const MILLISECONDS: RangeInclusive<u64> = 1..=86_400_000;
+
+pub(super) const SERVER: &[Key<ServerConfig>] = &[
+    Key {
+        name: "listen",
+        kind: Kind::Text("an IP address and a port; port 0 takes any free one", |server, text| {
+            server.listen = text.parse::<SocketAddr>().map_err(|_| {
+                format!(
+                    "must be an IP address and a port up to 65535, such as \"127.0.0.1:8080\", not {text:?}"
+                )
+            })?;
+            Ok(())
+        }),
+        default: "\"127.0.0.1:8080\"",
+        doc: "The address to listen on.",
+    },
+    Key {
+        name: "allow_remote",
+        kind: Kind::Flag(|server, flag| server.allow_remote = flag),
+        default: "false",
+        doc: "Whether `listen` may be an address that other machines can reach. The gateway asks nobody for a key of\n\
+              their own and uses yours upstream, so this needs to be said.",
+    },
+    Key {
+        name: "workers",
+        kind: Kind::IntegerOrAuto(1..=1024, |server, workers| {
+            server.workers = workers.map_or_else(|| ServerConfig::default().workers, count);
+        }),
+        default: "\"auto\"",
+        doc: "Worker threads, each with connections of its own. \"auto\" is one for each core.",
+    },
+    Key {
+        name: "max_connections",
+        kind: Kind::Integer(1..=1_000_000, |server, connections| server.max_connections = count(connections)),
+        default: "10_000",
+        doc: "Client connections open at once; more wait until one closes. Each may need two file descriptors (see\n\
+              `ulimit -n`).",
+    },
+    Key {
+        name: "max_body_bytes",
+        kind: Kind::Integer(1..=1 << 30, |server, bytes| {
+            server.max_body_bytes = bytes.try_into().unwrap_or(usize::MAX);
+        }),
+        default: "10_485_760",
+        doc: "The largest request body.",
+    },
+    Key {
+        name: "header_timeout_ms",
+        kind: Kind::Integer(MILLISECONDS, |server, ms| server.header_timeout = Duration::from_millis(ms)),
+        default: "30_000",
+        doc: "How long a client may take to send the head of a request, and may keep a connection open between two\n\
+              requests.",
+    },
+    Key {
+        name: "body_timeout_ms",
+        kind: Kind::Integer(MILLISECONDS, |server, ms| server.body_timeout = Duration::from_millis(ms)),
+        default: "30_000",
+        doc: "How long a client may take to send the body of a request.",
+    },
+    Key {
+        name: "drain_timeout_ms",
+        kind: Kind::Integer(MILLISECONDS, |server, ms| server.drain_timeout = Duration::from_millis(ms)),
+        default: "30_000",
+        doc: "How long requests in flight may go on after SIGTERM or SIGINT. A second signal cuts them at once.",
+    },
+    Key {
+        name: "tenant_header",
+        kind: Kind::Text("a header's name", |server, text| {
+            let name: HeaderName = text.parse().map_err(|_| "must be a header's name".to_owned())?;
+            if [header::AUTHORIZATION, header::PROXY_AUTHORIZATION, header::COOKIE].contains(&name) {
+                return Err(format!(
+                    "is {name}, which holds a secret and would end up in logs; name another header"
+                ));
+            }
+            server.tenant_header = name;
+            Ok(())
+        }),
+        default: "\"x-tenant-id\"",
+        doc: "The request header that names the tenant.",
+    },
+];
+
+pub(super) const LIMITS: &[Key<Limits>] = &[
+    Key {
+        name: "connect_ms",
+        kind: Kind::Integer(MILLISECONDS, |limits, ms| limits.connect = Duration::from_millis(ms)),
+        default: "5_000",
+        doc: "Until there is a connection, TLS included.",
+    },
+    Key {
+        name: "head_ms",
+        kind: Kind::Integer(MILLISECONDS, |limits, ms| limits.head = Duration::from_millis(ms)),
+        default: "120_000",
+        doc: "Until the head of the response. An answer that is not streamed is computed before its head is sent.",
+    },
+    Key {
+        name: "first_frame_ms",
+        kind: Kind::Integer(MILLISECONDS, |limits, ms| limits.first_frame = Duration::from_millis(ms)),
+        default: "60_000",
+        doc: "From the head to the first bytes of the body.",
+    },
+    Key {
+        name: "idle_ms",
+        kind: Kind::Integer(MILLISECONDS, |limits, ms| limits.idle = Duration::from_millis(ms)),
+        default: "60_000",
+        doc: "From some bytes of the body to the next.",
+    },
+    Key {
+        name: "total_ms",
+        kind: Kind::Integer(MILLISECONDS, |limits, ms| limits.total = Duration::from_millis(ms)),
+        default: "600_000",
+        doc: "For the whole call. No other limit may be set above it, where it could never be reached.",
+    },
+];
+
+/// A `[[model]]` while it is read.
+#[derive(Default)]
+pub(super) struct RawModel {
+    pub(super) name: Option<String>,
+    pub(super) upstream: Option<UpstreamKind>,
+    pub(super) base_url: Option<Uri>,
+    pub(super) api_key_env: Option<String>,
+    pub(super) model: Option<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum UpstreamKind {
+    OpenAi,
+    Mock,
+}
+
+/// The keys of a `[[model]]`, which also takes those of [`LIMITS`].
+pub(super) const MODEL: &[Key<RawModel>] = &[
+    Key {
+        name: "name",
+        kind: Kind::Text("a string", |model, text| {
+            model.name = Some(model_name(text)?);
+            Ok(())
+        }),
+        default: "",
+        doc: "Required. What clients send as \"model\".",
+    },
+    Key {
+        name: "upstream",
+        kind: Kind::Text("\"openai\" or \"mock\"", |model, text| {
+            model.upstream = Some(match text {
+                "openai" => UpstreamKind::OpenAi,
+                "mock" => UpstreamKind::Mock,
+                _ => {
+                    let hint = match nearest(text, ["openai", "mock"]) {
+                        Some(near) => format!("did you mean {near:?}?"),
+                        None => "\"openai\" is right for whatever speaks OpenAI's API".to_owned(),
+                    };
+                    return Err(format!("must be \"openai\" or \"mock\", not {text:?}; {hint}"));
+                }
+            });
+            Ok(())
+        }),
+        default: "",
+        doc: "Required. \"openai\" for an API that speaks as OpenAI's does, \"mock\" for the embedded mock.",
+    },
+    Key {
+        name: "base_url",
+        kind: Kind::Text("an http or https URL", |model, text| {
+            model.base_url = Some(base_url(text)?);
+            Ok(())
+        }),
+        default: "\"https://api.openai.com/v1\"",
+        doc: "Where that API is: what stands before `/chat/completions`. Only for \"openai\".",
+    },
+    Key {
+        name: "api_key_env",
+        kind: Kind::Text("the name of an environment variable", |model, text| {
+            let mut bytes = text.bytes();
+            let is_name = bytes.next().is_some_and(|first| first == b'_' || first.is_ascii_alphabetic())
+                && bytes.all(|byte| byte == b'_' || byte.is_ascii_alphanumeric());
+            if !is_name {
+                // What stands here may well be the key, so it is not repeated.
+                return Err("must be the name of an environment variable that holds the key, such as \
+                            \"OPENAI_API_KEY\", and not the key itself"
+                    .to_owned());
+            }
+            model.api_key_env = Some(text.to_owned());
+            Ok(())
+        }),
+        default: "",
+        doc: "The environment variable that holds the API's key; without it no key is sent. Only for \"openai\".",
+    },
+    Key {
+        name: "model",
+        kind: Kind::Text("a string", |model, text| {
+            model.model = Some(model_name(text)?);
+            Ok(())
+        }),
+        default: "",
+        doc: "What the model is called there. Default: the same name.",
+    },
+];
+
+/// What a configuration is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Section {
+    Server,
+    Limits,
+    Model,
+}
+
+impl Section {
+    pub(super) const ALL: [Self; 3] = [Self::Server, Self::Limits, Self::Model];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Server => "server",
+            Self::Limits => "limits",
+            Self::Model => "model",
+        }
+    }
+
+    /// The names of its keys.
+    pub(super) fn keys(self) -> Vec<&'static str> {
+        match self {
+            Self::Server => names(SERVER),
+            Self::Limits => names(LIMITS),
+            Self::Model => [names(MODEL), names(LIMITS)].concat(),
+        }
+    }
+
+    /// Whether it has a key of exactly that name.
+    pub(super) fn has(self, key: &str) -> bool {
+        self.keys().contains(&key)
+    }
+
+    /// What to do about a key that it does not have.
+    pub(super) fn advice(self, key: &str) -> String {
+        if let Some(other) = Self::ALL.iter().find(|other| other.has(key)) {
+            return format!("it belongs in {other}");
+        }
+        match nearest(key, self.keys()) {
+            Some(near) => format!("did you mean {near:?}?"),
+            None => format!("its keys are {}", self.keys().join(", ")),
+        }
+    }
+}
+
+/// As it is written in the file.
+impl fmt::Display for Section {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Server | Self::Limits => write!(f, "[{}]", self.name()),
+            Self::Model => write!(f, "[[{}]]", self.name()),
+        }
+    }
+}
+
+fn names<T>(keys: &[Key<T>]) -> Vec<&'static str> {
+    keys.iter().map(|key| key.name).collect()
+}
+
+/// The variable that overrides a key.
+pub(super) fn variable(section: Section, key: &str) -> String {
+    format!("GATEWAY_{}_{key}", section.name()).to_ascii_uppercase()
+}
+
+fn count(value: u64) -> NonZeroUsize {
+    value.try_into().ok().and_then(NonZeroUsize::new).unwrap_or(NonZeroUsize::MIN)
+}
+
+fn model_name(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        return Err("is empty".to_owned());
+    }
+    if text.trim() != text || text.contains(char::is_control) {
+        return Err(format!(
+            "must not begin or end with white space or contain control characters, as {text:?} does"
+        ));
+    }
+    Ok(text.to_owned())
+}
+
+/// What stands in a URL may be a secret, so no message repeats it.
+fn base_url(text: &str) -> Result<Uri, String> {
+    let example = format!("write it as {OPENAI_URL:?}");
+    // The parser drops a fragment and leaves a user's name in the authority.
+    if text.contains(['?', '#']) {
+        return Err(format!("must not have a query or a fragment; {example}"));
+    }
+    let url: Uri = text.parse().map_err(|error| format!("is not a URL ({error}); {example}"))?;
+    if url.scheme() != Some(&Scheme::HTTP) && url.scheme() != Some(&Scheme::HTTPS) {
+        return Err(format!("must begin with http:// or https://; {example}"));
+    }
+    let host = url.host().unwrap_or_default();
+    let authority = url.authority().map_or("", |authority| authority.as_str());
+    if authority.contains('@') {
+        return Err(
+            "must not hold a user or a password; put the key into an environment variable and name that in \
+                    api_key_env"
+                .to_owned(),
+        );
+    }
+    if host.is_empty() {
+        return Err(format!("has no host; {example}"));
+    }
+    if authority.len() > host.len() && url.port_u16().is_none() {
+        return Err(format!("has a port that is not one; {example}"));
+    }
+    Ok(text.trim_end_matches('/').parse().unwrap_or(url))
+}

@@ -1,0 +1,272 @@
+//! One thread, its runtime and its connections.
+
+use std::{
+    convert::Infallible,
+    io, net,
+    pin::{Pin, pin},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use bartizan_core::BoxError;
+use http::{Request, Response};
+use http_body::Body;
+use hyper::{body::Incoming, server::conn::http1};
+use hyper_util::{rt::TokioIo, service::TowerToHyperService};
+use tokio::{
+    net::TcpStream,
+    runtime,
+    sync::{OwnedSemaphorePermit, mpsc, oneshot, watch},
+    task::JoinSet,
+};
+use tower_service::Service;
+
+/// What the server asks of its workers and their connections; it only ever goes up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
+pub(super) enum Phase {
+    Serve,
+    /// Close what idles, finish what does not.
+    Drain,
+    /// Drop everything.
+    Cut,
+}
+
+/// A worker as the acceptor sees it.
+pub(super) struct Worker {
+    index: usize,
+    /// `None` once closed.
+    connections: Option<mpsc::Sender<Connection>>,
+    active: Arc<AtomicUsize>,
+    started: oneshot::Receiver<io::Result<()>>,
+    ended: End,
+}
+
+enum End {
+    Running(oneshot::Receiver<usize>, Option<thread::JoinHandle<()>>),
+    /// With so many connections cut.
+    Ended(usize),
+}
+
+/// An accepted connection on its way to its worker.
+struct Connection {
+    stream: net::TcpStream,
+    slot: Slot,
+}
+
+/// A connection's place in the bound on all of them, and in its worker's count.
+struct Slot {
+    _permit: OwnedSemaphorePermit,
+    active: Arc<AtomicUsize>,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.active.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Worker {
+    /// Starts the thread. `queue` must be no less than the connections that can be open at once.
+    pub(super) fn start<F, S, B>(
+        index: usize,
+        queue: usize,
+        http: http1::Builder,
+        phase: watch::Receiver<Phase>,
+        factory: Arc<F>,
+    ) -> io::Result<Self>
+    where
+        F: Fn(usize) -> S + Send + Sync + 'static,
+        S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
+        S::Future: Send + 'static,
+        B: Body + Send + 'static,
+        B::Data: Send,
+        B::Error: Into<BoxError>,
+    {
+        let (sender, receiver) = mpsc::channel(queue);
+        let (starting, started) = oneshot::channel();
+        let (ending, ended) = oneshot::channel();
+        let run = move || {
+            let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
+                Ok(runtime) => runtime,
+                Err(error) => return drop(starting.send(Err(error))),
+            };
+            let cut = runtime.block_on(async {
+                let service = factory(index);
+                drop(factory);
+                // The receiver is gone when `run` was dropped while it waited for another worker.
+                let _ = starting.send(Ok(()));
+                serve(receiver, phase, &http, &service).await
+            });
+            // Not `drop`, which would wait for a name lookup that is still going on.
+            runtime.shutdown_background();
+            let _ = ending.send(cut);
+        };
+        let thread = thread::Builder::new().name(format!("gateway-{index}")).spawn(run)?;
+        Ok(Self {
+            index,
+            connections: Some(sender),
+            active: Arc::default(),
+            started,
+            ended: End::Running(ended, Some(thread)),
+        })
+    }
+
+    /// Waits until the worker has its runtime and its service.
+    pub(super) async fn started(&mut self) -> io::Result<()> {
+        (&mut self.started).await.unwrap_or_else(|_| Err(self.gone()))
+    }
+
+    /// How many connections it has, those on their way to it included.
+    pub(super) fn connections(&self) -> usize {
+        self.active.load(Ordering::Relaxed)
+    }
+
+    /// Hands it a connection.
+    pub(super) fn hand(&self, stream: net::TcpStream, permit: OwnedSemaphorePermit) -> io::Result<()> {
+        self.active.fetch_add(1, Ordering::Relaxed);
+        let slot = Slot { _permit: permit, active: self.active.clone() };
+        let connections = self.connections.as_ref().expect("not closed before the last connection");
+        // Not full: it is as long as there are permits.
+        connections.try_send(Connection { stream, slot }).map_err(|_| self.gone())
+    }
+
+    /// Says that no more connections will come, after which the worker ends as soon as it has none.
+    pub(super) fn close(&mut self) {
+        self.connections = None;
+    }
+
+    /// Waits for the thread to end, and says how many connections it cut.
+    pub(super) async fn ended(&mut self) -> usize {
+        if let End::Running(ended, thread) = &mut self.ended {
+            // An error is a panic outside of any connection, after which nothing is left to count.
+            let cut = ended.await.unwrap_or(0);
+            // The thread has said its last word, so this does not block.
+            if let Some(Err(_)) = thread.take().map(thread::JoinHandle::join) {
+                tracing::error!(worker = self.index, "a worker panicked");
+            }
+            self.ended = End::Ended(cut);
+        }
+        self.cut()
+    }
+
+    /// How many connections it has cut, or is about to.
+    pub(super) fn cut(&self) -> usize {
+        match self.ended {
+            End::Running(..) => self.connections(),
+            End::Ended(cut) => cut,
+        }
+    }
+
+    fn gone(&self) -> io::Error {
+        io::Error::other(format!("worker {} has ended", self.index))
+    }
+}
+
+/// Serves until there are no connections and none can come, or until it is told to cut those that are left. Returns
+/// their number.
+async fn serve<S, B>(
+    mut connections: mpsc::Receiver<Connection>,
+    phase: watch::Receiver<Phase>,
+    http: &http1::Builder,
+    service: &S,
+) -> usize
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<BoxError>,
+{
+    let mut tasks = JoinSet::new();
+    let mut more = true;
+    let mut cut = pin!(reached(phase.clone(), Phase::Cut));
+    while more || !tasks.is_empty() {
+        tokio::select! {
+            biased;
+            () = &mut cut => break,
+            Some(ended) = tasks.join_next() => report(&ended),
+            connection = connections.recv(), if more => match connection {
+                Some(connection) => {
+                    tasks.spawn(serve_connection(connection, http.clone(), service.clone(), phase.clone()));
+                }
+                None => more = false,
+            },
+        }
+    }
+    while let Some(ended) = tasks.try_join_next() {
+        report(&ended);
+    }
+    connections.close();
+    let cut = tasks.len() + connections.len();
+    tasks.shutdown().await;
+    cut
+}
+
+/// The panic hook has told what happened; this tells what became of it.
+fn report(ended: &Result<(), tokio::task::JoinError>) {
+    if ended.is_err() {
+        tracing::error!("a request panicked; its connection is closed");
+    }
+}
+
+/// Resolves in that phase and all later ones, and when the server is no more.
+async fn reached(mut phase: watch::Receiver<Phase>, wanted: Phase) {
+    // An error says that the sender was dropped.
+    let _ = phase.wait_for(|&now| now >= wanted).await;
+}
+
+async fn serve_connection<S, B>(
+    connection: Connection,
+    http: http1::Builder,
+    service: S,
+    phase: watch::Receiver<Phase>,
+) where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone,
+    B: Body + 'static,
+    B::Error: Into<BoxError>,
+{
+    let Connection { stream, slot: _slot } = connection;
+    let stream = match TcpStream::from_std(stream) {
+        Ok(stream) => stream,
+        Err(error) => return tracing::error!(%error, "cannot register a connection"),
+    };
+    // A small event must not wait for the acknowledgement of the one before it.
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "cannot set TCP_NODELAY");
+    }
+    let mut connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+    let served = tokio::select! {
+        biased;
+        served = &mut connection => Some(served),
+        () = reached(phase, Phase::Drain) => None,
+    };
+    let served = match served {
+        Some(served) => served,
+        None => {
+            Pin::new(&mut connection).graceful_shutdown();
+            (&mut connection).await
+        }
+    };
+    if let Err(error) = served {
+        tracing::debug!(%error, "a connection ended early");
+        if error.is_timeout() {
+            let parts = connection.into_parts();
+            // Silence in the middle of a head deserves to be told; silence between requests is an ordinary end.
+            if !parts.read_buf.is_empty() {
+                // As much as the socket takes now: whoever does not send need not be waited for to read.
+                let _ = parts.io.into_inner().try_write(HEAD_TIMEOUT);
+            }
+        }
+    }
+}
+
+/// Hyper only closes; a client that reads learns more from this.
+const HEAD_TIMEOUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\n\
+    content-type: application/json\r\n\
+    content-length: 139\r\n\
+    connection: close\r\n\r\n\
+    {\"error\":{\"message\":\"the head of the request did not arrive in time\",\
+    \"type\":\"invalid_request_error\",\"param\":null,\"code\":\"request_timeout\"}}";

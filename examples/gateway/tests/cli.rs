@@ -1,0 +1,215 @@
+//! The binary, as a shell sees it.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpStream,
+    path::PathBuf,
+    process::{Child, Command, Output, Stdio},
+};
+
+/// With nothing in its environment that a test has not put there.
+fn gateway(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gateway"));
+    command.args(arguments).env_clear();
+    command
+}
+
+/// A file of that name, which no other test uses.
+fn file(name: &str, text: impl AsRef<[u8]>) -> String {
+    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+    fs::write(&path, text).unwrap();
+    path.into_os_string().into_string().unwrap()
+}
+
+fn text(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).unwrap()
+}
+
+/// Runs to a failure with the exit code, and returns what it says.
+fn fails(code: i32, command: &mut Command) -> String {
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    let stderr = text(stderr);
+    assert_eq!(status.code(), Some(code), "{stderr}");
+    assert_eq!(text(stdout), "");
+    stderr
+}
+
+/// Checks a file that ought to be wrong, and returns what is said about it, without its path.
+fn check_fails(name: &str, contents: impl AsRef<[u8]>) -> String {
+    let path = file(name, contents);
+    fails(2, &mut gateway(&["--config", &path, "--check"])).replace(&path, "FILE")
+}
+
+#[test]
+fn a_good_file_is_summed_up() {
+    let path = file(
+        "good.toml",
+        "[server]\nlisten = \"127.0.0.1:9\"\nworkers = 2\n\
+         [[model]]\nname = \"a\"\nupstream = \"mock\"\n\
+         [[model]]\nname = \"longer\"\nupstream = \"openai\"\napi_key_env = \"A_KEY\"\n",
+    );
+    let output = gateway(&["--config", &path, "--check"]).env("A_KEY", "sk-secret").output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    let expected = format!(
+        "{path} is valid\nlisten: 127.0.0.1:9, 2 workers\nmodels:\n  a       the embedded mock\n  \
+         longer  https://api.openai.com/v1 as longer, with the key in A_KEY\n"
+    );
+    assert_eq!(text(output.stdout), expected);
+    assert_eq!(text(output.stderr), "");
+}
+
+#[test]
+fn the_sample_is_good_as_it_is() {
+    let sample = gateway(&["--sample"]).output().unwrap();
+    let path = file("sample.toml", sample.stdout);
+    for arguments in [&["--check", "--config", &path][..], &["--check"]] {
+        assert!(gateway(arguments).output().unwrap().status.success());
+    }
+}
+
+#[test]
+fn an_unknown_key() {
+    let message =
+        check_fails("unknown.toml", "[server]\nmax_body = 5\n[[model]]\nname = \"m\"\nupstream = \"mock\"\n");
+    assert_eq!(
+        message,
+        "error: FILE:2: unknown key \"max_body\" in [server]; did you mean \"max_body_bytes\"?\n"
+    );
+}
+
+#[test]
+fn a_missing_key() {
+    let message = check_fails("missing.toml", "[[model]]\nname = \"m\"\n");
+    assert_eq!(message, "error: FILE:1: missing key \"upstream\" in [[model]]: \"openai\" or \"mock\"\n");
+}
+
+#[test]
+fn a_wrong_type() {
+    let message = check_fails("type.toml", "[[model]]\nname = 5\nupstream = \"mock\"\n");
+    assert_eq!(message, "error: FILE:2: \"name\" in [[model]] must be a string, not 5\n");
+}
+
+#[test]
+fn a_value_out_of_range() {
+    let message =
+        check_fails("range.toml", "[limits]\nidle_ms = 0\n[[model]]\nname = \"m\"\nupstream = \"mock\"\n");
+    assert_eq!(
+        message,
+        "error: FILE:2: \"idle_ms\" in [limits] must be an integer from 1 to 86400000, not 0\n"
+    );
+}
+
+#[test]
+fn several_mistakes_are_told_together() {
+    let message = check_fails("several.toml", "[[model]]\nname = \"\"\nupstream = \"mock\"\n[limit]\n");
+    let expected = "error: FILE:2: \"name\" in [[model]] is empty\n\
+                    error: FILE:4: unknown section \"limit\"; did you mean [limits]?\n";
+    assert_eq!(message, expected);
+}
+
+#[test]
+fn a_key_that_is_not_there() {
+    let message =
+        check_fails("key.toml", "[[model]]\nname = \"m\"\nupstream = \"openai\"\napi_key_env = \"NO_KEY\"\n");
+    let expected = "error: FILE:4: \"api_key_env\" in [[model]] names the environment variable NO_KEY, which is not \
+                    set; put the key there\n";
+    assert_eq!(message, expected);
+}
+
+#[test]
+fn what_is_not_toml_or_not_text() {
+    let message = check_fails("not-toml.toml", "[[model]]\nname = \n");
+    assert!(message.starts_with("error: FILE:2: "), "{message}");
+    assert_eq!(check_fails("not-text.toml", b"\n# \xff\n"), "error: FILE:2: is not UTF-8 text\n");
+}
+
+#[test]
+fn a_file_that_is_not_there() {
+    let message = fails(2, &mut gateway(&["--config", "/does/not/exist.toml"]));
+    assert_eq!(message, "error: cannot read /does/not/exist.toml: No such file or directory (os error 2)\n");
+}
+
+#[test]
+fn a_variable_or_an_option_that_is_wrong() {
+    let message = fails(2, gateway(&["--check"]).env("GATEWAY_LIMITS_TOTAL", "5"));
+    let expected =
+        "error: GATEWAY_LIMITS_TOTAL: unknown environment variable; did you mean GATEWAY_LIMITS_TOTAL_MS?\n";
+    assert_eq!(message, expected);
+    let message = fails(2, &mut gateway(&["--check", "--listen", "localhost"]));
+    let expected = "error: --listen: \"listen\" in [server] must be an IP address and a port up to 65535, such as \
+                    \"127.0.0.1:8080\", not \"localhost\"\n";
+    assert_eq!(message, expected);
+    let message = fails(2, &mut gateway(&["--chekc"]));
+    assert!(message.contains("--check"), "{message}");
+    let message = fails(2, gateway(&["--listen", "127.0.0.1:0"]).env("RUST_LOG", "gateway=loud"));
+    assert!(message.starts_with("error: RUST_LOG: "), "{message}");
+}
+
+#[test]
+fn an_address_that_is_taken() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let message = fails(1, &mut gateway(&["--listen", &address]));
+    assert!(message.starts_with(&format!("error: cannot listen on {address}: ")), "{message}");
+}
+
+/// A running gateway with one worker, the lines it prints, and its address.
+#[cfg(unix)]
+fn serve() -> (Child, impl Iterator<Item = String>, String) {
+    let mut child = gateway(&["--listen", "127.0.0.1:0"])
+        .env("GATEWAY_SERVER_WORKERS", "1")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let address = lines.next().unwrap().strip_prefix("listening on http://").unwrap().to_owned();
+    (child, lines, address)
+}
+
+#[cfg(unix)]
+fn is_alive(address: &str) {
+    let mut connection = TcpStream::connect(address).unwrap();
+    connection.write_all(b"GET /livez HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+}
+
+#[cfg(unix)]
+fn signal(child: &Child, signal: &str) {
+    assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+}
+
+#[cfg(unix)]
+#[test]
+fn it_says_where_it_is_serves_and_drains_on_sigterm() {
+    let (child, mut lines, address) = serve();
+    let curl = lines.find(|line| line.starts_with("  curl ")).unwrap();
+    assert!(curl.contains(&format!("http://{address}/v1/chat/completions")), "{curl}");
+    assert!(curl.contains(r#""model":"mock-small""#), "{curl}");
+    is_alive(&address);
+    signal(&child, "-TERM");
+    let Output { status, stderr, .. } = child.wait_with_output().unwrap();
+    let logs = text(stderr);
+    assert_eq!(status.code(), Some(0), "{logs}");
+    assert!(logs.contains("drained"), "{logs}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_second_signal_cuts() {
+    let (mut child, _lines, address) = serve();
+    // Half a head keeps a connection busy for the 30 seconds of the header timeout. It has been read once a later
+    // connection of the same worker is answered.
+    let mut half = TcpStream::connect(&address).unwrap();
+    half.write_all(b"GET /livez HTTP/1.1\r\nhost: te").unwrap();
+    is_alive(&address);
+    let mut logs = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    signal(&child, "-INT");
+    assert!(logs.any(|line| line.contains("draining")));
+    signal(&child, "-INT");
+    assert!(logs.any(|line| line.contains("a second signal")));
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}

@@ -1,0 +1,389 @@
+//! What a configuration file may say, and what is said about one that may not.
+
+use std::time::Duration;
+
+use gateway::config::{Config, Environment, Upstream, sample};
+use secrecy::ExposeSecret;
+
+const MOCK: &str = "[[model]]\nname = \"m\"\nupstream = \"mock\"\n";
+
+fn environment(variables: &[(&str, &str)]) -> Environment {
+    variables.iter().copied().collect()
+}
+
+fn load(text: &str) -> Config {
+    Config::from_toml("g.toml", text, &Environment::default()).unwrap()
+}
+
+/// All that is wrong with the text, a line each.
+fn wrong_with(text: &str, variables: &[(&str, &str)]) -> String {
+    Config::from_toml("g.toml", text, &environment(variables)).unwrap_err().to_string()
+}
+
+/// All that is wrong with a file of a good model and this text after it, which begins on line 4.
+fn wrong(text: &str) -> String {
+    wrong_with(&format!("{MOCK}{text}"), &[])
+}
+
+fn openai(rest: &str) -> String {
+    format!("[[model]]\nname = \"m\"\nupstream = \"openai\"\n{rest}\n")
+}
+
+#[test]
+fn the_sample_file_is_up_to_date() {
+    let file = include_str!("../gateway.toml");
+    assert!(file == sample(), "run `cargo run -p gateway -- --sample > examples/gateway/gateway.toml`");
+}
+
+#[test]
+fn the_sample_shows_the_defaults() {
+    let defaults = format!("{:?}", Config::default());
+    let sample = sample();
+    assert_eq!(format!("{:?}", load(&sample)), defaults);
+
+    // A key has no space after the `#`, prose has.
+    let mut uncommented = 0;
+    let lines = sample.lines().map(|line| match line.strip_prefix('#') {
+        Some(key) if !key.is_empty() && !key.starts_with(' ') => {
+            uncommented += 1;
+            format!("{key}\n")
+        }
+        _ => format!("{line}\n"),
+    });
+    let text: String = lines.collect();
+    assert_eq!(uncommented, 14);
+    assert_eq!(format!("{:?}", load(&text)), defaults);
+}
+
+#[test]
+fn the_examples_in_the_sample_are_right() {
+    // Those stand two spaces further in than the prose.
+    let sample = sample();
+    let example: Vec<_> = sample
+        .lines()
+        .filter_map(|line| line.strip_prefix("#   "))
+        .skip_while(|line| !line.starts_with("[["))
+        .collect();
+    let config =
+        Config::from_toml("sample", &example.join("\n"), &environment(&[("OPENAI_API_KEY", "sk-1")]))
+            .unwrap();
+    assert_eq!(config.models.len(), 2);
+    let Upstream::OpenAi { base_url, .. } = &config.models[0].upstream else { panic!() };
+    assert!(sample.contains(&format!("Default: \"{base_url}\"")));
+}
+
+#[test]
+fn a_file_is_read() {
+    let text = r#"
+        limits = { idle_ms = 0x3E8, total_ms = 20_000 }
+
+        [server]
+        listen = "[::1]:0"
+        workers = 3
+        max_connections = 5
+        max_body_bytes = 1024
+        header_timeout_ms = 1
+        body_timeout_ms = 2
+        drain_timeout_ms = 3
+        tenant_header = "X-Org"
+
+        [[model]]
+        name = "fast"
+        upstream = "openai"
+        base_url = "http://127.0.0.1:11434/v1/"
+        api_key_env = "LOCAL_KEY"
+        model = "qwen3:8b"
+        head_ms = 7_000
+        total_ms = 8_000
+
+        [[model]]
+        name = "bare"
+        upstream = "openai"
+    "#;
+    let config = Config::from_toml("g.toml", text, &environment(&[("LOCAL_KEY", "sk-secret")])).unwrap();
+    let server = &config.server;
+    assert_eq!(server.listen.to_string(), "[::1]:0");
+    assert_eq!((server.workers.get(), server.max_connections.get(), server.max_body_bytes), (3, 5, 1024));
+    assert_eq!(server.tenant_header, "x-org");
+    let options = server.options();
+    assert_eq!(
+        [options.header_timeout, server.body_timeout, options.drain_timeout]
+            .map(|timeout| timeout.as_millis()),
+        [1, 2, 3]
+    );
+    assert_eq!(config.limits.idle, Duration::from_secs(1));
+
+    let [fast, bare] = &config.models[..] else { panic!() };
+    assert_eq!((fast.name.as_str(), fast.model.as_str()), ("fast", "qwen3:8b"));
+    assert_eq!(fast.limits.idle, Duration::from_secs(1));
+    assert_eq!(fast.limits.total, Duration::from_secs(8));
+    let Upstream::OpenAi { base_url, api_key: Some(key) } = &fast.upstream else { panic!() };
+    assert_eq!(base_url.to_string(), "http://127.0.0.1:11434/v1");
+    assert_eq!(key.secret.expose_secret(), "sk-secret");
+    assert_eq!(fast.to_string(), "http://127.0.0.1:11434/v1 as qwen3:8b, with the key in LOCAL_KEY");
+
+    assert_eq!(bare.model, "bare");
+    assert_eq!(bare.limits, config.limits);
+    assert_eq!(bare.to_string(), "https://api.openai.com/v1 as bare, without a key");
+}
+
+#[test]
+fn secrets_are_not_shown() {
+    let environment = environment(&[("KEY", "sk-secret")]);
+    let config = Config::from_toml("g.toml", &openai("api_key_env = \"KEY\""), &environment).unwrap();
+    assert!(!format!("{config:?} {environment:?} {}", config.models[0]).contains("sk-secret"));
+}
+
+#[test]
+fn the_environment_overrides_the_file() {
+    let text = format!("[server]\nworkers = 2\n[limits]\nidle_ms = 10\n{MOCK}head_ms = 30\n");
+    let variables = environment(&[
+        ("GATEWAY_SERVER_WORKERS", "4"),
+        ("GATEWAY_SERVER_LISTEN", "0.0.0.0:1"),
+        ("GATEWAY_SERVER_ALLOW_REMOTE", "true"),
+        ("GATEWAY_LIMITS_IDLE_MS", "2_000"),
+        ("GATEWAY_LIMITS_HEAD_MS", "3_000"),
+        ("OTHER", "x"),
+    ]);
+    let config = Config::from_toml("g.toml", &text, &variables).unwrap();
+    assert_eq!(config.server.workers.get(), 4);
+    assert_eq!(config.server.listen.to_string(), "0.0.0.0:1");
+    assert_eq!(config.limits.idle.as_millis(), 2_000);
+    assert_eq!(config.models[0].limits.idle.as_millis(), 2_000);
+    assert_eq!(config.models[0].limits.head.as_millis(), 30, "a model's own limit stays");
+
+    let config = Config::load(None, &variables, Some("127.0.0.1:2")).unwrap();
+    assert_eq!(config.server.listen.to_string(), "127.0.0.1:2");
+    assert_eq!(config.models[0].limits.idle.as_millis(), 2_000);
+    assert_eq!(config.models.len(), 3);
+}
+
+#[test]
+fn every_mistake_is_told_in_the_order_of_the_file() {
+    let text = r#"
+[server]
+listen = "127.0.0.1:80800"
+max_body = 5
+workers = 0
+
+[limits]
+idle_ms = "1s"
+
+[[model]]
+upstream = "mock"
+base_url = "http://h"
+
+[[model]]
+name = ""
+upstream = "opnai"
+"#;
+    let expected = r#"
+g.toml:3: "listen" in [server] must be an IP address and a port up to 65535, such as "127.0.0.1:8080", not "127.0.0.1:80800"
+g.toml:4: unknown key "max_body" in [server]; did you mean "max_body_bytes"?
+g.toml:5: "workers" in [server] must be "auto" or an integer from 1 to 1024, not 0
+g.toml:8: "idle_ms" in [limits] must be an integer from 1 to 86400000, not "1s"
+g.toml:10: missing key "name" in [[model]]: what clients ask for
+g.toml:12: "base_url" in [[model]] has no effect with upstream = "mock"; remove it, or set upstream = "openai"
+g.toml:15: "name" in [[model]] is empty
+g.toml:16: "upstream" in [[model]] must be "openai" or "mock", not "opnai"; did you mean "openai"?
+GATEWAY_SERVER_LISTN: unknown environment variable; did you mean GATEWAY_SERVER_LISTEN?
+GATEWAY_SERVER_WORKERS: "workers" in [server] must be "auto" or an integer from 1 to 1024, not "many""#;
+    let variables = [("GATEWAY_SERVER_LISTN", "x"), ("GATEWAY_SERVER_WORKERS", "many")];
+    assert_eq!(wrong_with(text, &variables), expected.trim_start());
+}
+
+#[test]
+fn unknown_keys_come_with_advice() {
+    let cases = [
+        ("[servr]", r#"g.toml:4: unknown section "servr"; did you mean [server]?"#),
+        ("[[models]]", r#"g.toml:4: unknown section "models"; did you mean [[model]]?"#),
+        ("[zzz]", r#"g.toml:4: unknown section "zzz"; there are [server], [limits], [[model]]"#),
+        (
+            "[server]\nconnect_ms = 5",
+            r#"g.toml:5: unknown key "connect_ms" in [server]; it belongs in [limits]"#,
+        ),
+        (
+            "[limits]\nzzz = 5",
+            r#"g.toml:5: unknown key "zzz" in [limits]; its keys are connect_ms, head_ms, first_frame_ms, idle_ms, total_ms"#,
+        ),
+        ("total_msec = 5", r#"g.toml:4: unknown key "total_msec" in [[model]]; did you mean "total_ms"?"#),
+        (
+            "api_key = \"sk-1\"",
+            r#"g.toml:4: unknown key "api_key" in [[model]]; did you mean "api_key_env"?"#,
+        ),
+    ];
+    for (text, expected) in cases {
+        assert_eq!(wrong(text), expected);
+    }
+    let top = format!("listen = \"127.0.0.1:1\"\n{MOCK}");
+    assert_eq!(wrong_with(&top, &[]), r#"g.toml:1: unknown key "listen"; it belongs in [server]"#);
+}
+
+#[test]
+fn sections_have_their_shape() {
+    assert_eq!(wrong("[[server]]"), r#"g.toml:4: "server" must be written as [server]"#);
+    let expected = r#"g.toml:1: "model" must be written as [[model]]"#;
+    assert_eq!(wrong_with("[model]\nname = \"m\"", &[]), expected);
+    assert_eq!(wrong_with("model = [\"m\"]", &[]), expected);
+    for nothing in ["", "model = []", "[server]"] {
+        assert!(wrong_with(nothing, &[]).starts_with("g.toml:1: there is no [[model]]"));
+    }
+}
+
+#[test]
+fn values_have_their_type_and_range() {
+    let must = |key: &str, what: &str| format!("g.toml:5: \"{key}\" in [server] must be {what}");
+    let address = "an IP address and a port; port 0 takes any free one";
+    let cases = [
+        ("allow_remote = 1", must("allow_remote", "true or false, not 1")),
+        ("allow_remote = \"true\"", must("allow_remote", "true or false, not \"true\"")),
+        ("listen = 8080", must("listen", &format!("{address}, not 8080"))),
+        ("workers = \"two\"", must("workers", "\"auto\" or an integer from 1 to 1024, not \"two\"")),
+        ("workers = -1", must("workers", "\"auto\" or an integer from 1 to 1024, not -1")),
+        ("workers = 2.5", must("workers", "\"auto\" or an integer from 1 to 1024, not 2.5")),
+        ("max_connections = 0", must("max_connections", "an integer from 1 to 1000000, not 0")),
+        ("max_body_bytes = [1]", must("max_body_bytes", "an integer from 1 to 1073741824, not an array")),
+        (
+            "drain_timeout_ms = 99999999999999999999",
+            must("drain_timeout_ms", "an integer from 1 to 86400000, not 99999999999999999999"),
+        ),
+        ("header_timeout_ms = 0", must("header_timeout_ms", "an integer from 1 to 86400000, not 0")),
+        (
+            "body_timeout_ms = 1979-05-27",
+            must("body_timeout_ms", "an integer from 1 to 86400000, not a date"),
+        ),
+        ("tenant_header = \"a b\"", must("tenant_header", "a header's name")),
+    ];
+    for (text, expected) in cases {
+        assert_eq!(wrong(&format!("[server]\n{text}")), expected);
+    }
+    assert!(wrong("[server]\ntenant_header = \"Authorization\"").contains("holds a secret"));
+}
+
+#[test]
+fn remote_addresses_have_to_be_allowed() {
+    for address in ["0.0.0.0:80", "[::]:80", "192.168.0.1:80", "[::ffff:10.0.0.1]:80"] {
+        let message = wrong(&format!("[server]\nlisten = \"{address}\""));
+        assert!(
+            message.starts_with(&format!("g.toml:5: \"listen\" in [server] is {address}, ")),
+            "{message}"
+        );
+        assert!(message.contains("allow_remote = true"));
+        load(&format!("{MOCK}[server]\nlisten = \"{address}\"\nallow_remote = true"));
+    }
+    for address in ["127.0.0.2:80", "[::1]:80", "[::ffff:127.0.0.1]:80"] {
+        load(&format!("{MOCK}[server]\nlisten = \"{address}\""));
+    }
+    let message = wrong_with(MOCK, &[("GATEWAY_SERVER_LISTEN", "0.0.0.0:80")]);
+    assert!(
+        message.starts_with("GATEWAY_SERVER_LISTEN: \"listen\" in [server] is 0.0.0.0:80, "),
+        "{message}"
+    );
+    let error = Config::load(None, &Environment::default(), Some("0.0.0.0:80")).unwrap_err();
+    assert!(error.to_string().starts_with("--listen: \"listen\" in [server] is 0.0.0.0:80, "), "{error}");
+}
+
+#[test]
+fn limits_above_the_total_are_never_reached() {
+    let message = |line: u8, section: &str, total: u64| {
+        format!(
+            "g.toml:{line}: \"head_ms\" in {section} is 700000, which is never reached: \"total_ms\" is {total}; \
+             lower the one or raise the other"
+        )
+    };
+    assert_eq!(wrong("[limits]\nhead_ms = 700_000"), message(5, "[limits]", 600_000));
+    assert_eq!(wrong("head_ms = 700_000"), message(4, "[[model]]", 600_000));
+    assert_eq!(wrong("head_ms = 700_000\ntotal_ms = 5"), message(4, "[[model]]", 5));
+    // A lower total is enough by itself.
+    load(&format!("{MOCK}total_ms = 5\n[limits]\nhead_ms = 10"));
+    // One mistake, one message.
+    assert_eq!(wrong("head_ms = 700_000\ntotal_ms = 0").lines().count(), 1);
+}
+
+#[test]
+fn base_urls_are_checked_and_not_repeated() {
+    let cases = [
+        ("", "is not a URL"),
+        ("api.openai.com/v1", "is not a URL"),
+        ("api.openai.com", "must begin with http:// or https://"),
+        ("/v1", "must begin with http:// or https://"),
+        ("ftp://secret.example/v1", "must begin with http:// or https://"),
+        ("http://", "is not a URL"),
+        ("http://:80/v1", "has no host"),
+        ("https://secret.example/v1?key=secret", "must not have a query or a fragment"),
+        ("https://secret.example/v1#secret", "must not have a query or a fragment"),
+        ("https://user:secret@host/v1", "must not hold a user or a password"),
+        ("https://secret.example:99999/v1", "has a port that is not one"),
+        ("https://secret exam.ple/v1", "is not a URL"),
+    ];
+    for (url, expected) in cases {
+        let message = wrong_with(&openai(&format!("base_url = \"{url}\"")), &[]);
+        assert!(
+            message.starts_with(&format!("g.toml:4: \"base_url\" in [[model]] {expected}")),
+            "{url}: {message}"
+        );
+        assert!(!message.contains("secret"), "{message}");
+    }
+    for url in ["http://localhost", "https://h:8443/a/b", "http://[::1]:80/v1"] {
+        load(&openai(&format!("base_url = \"{url}\"")));
+    }
+}
+
+#[test]
+fn keys_are_looked_up_and_not_repeated() {
+    let with = |name: &str, variables: &[(&str, &str)]| {
+        wrong_with(&openai(&format!("api_key_env = \"{name}\"")), variables)
+    };
+    let message =
+        |what: &str| format!("g.toml:4: \"api_key_env\" in [[model]] names {what}; put the key there");
+    assert_eq!(with("A_KEY", &[]), message("the environment variable A_KEY, which is not set"));
+    assert_eq!(with("A_KEY", &[("A_KEY", "")]), message("the environment variable A_KEY, which is empty"));
+    for key in ["sk secret", "sk-secret\n", "schlüssel-secret"] {
+        let text = with("A_KEY", &[("A_KEY", key)]);
+        assert!(text.contains("cannot carry") && !text.contains("secret"), "{text}");
+    }
+    // The key itself, in the place of its variable's name.
+    assert!(with("sk-secret", &[]).contains("and not the key itself"));
+    for pasted in ["sk-secret", "skSecret123", ""] {
+        let text = with(pasted, &[]);
+        assert!(!text.to_lowercase().contains("secret"), "{text}");
+    }
+    // And in a line that is not even TOML.
+    assert!(!wrong("api_key_env = sk-secret").contains("secret"));
+}
+
+#[test]
+fn names_are_unique_and_tidy() {
+    assert_eq!(
+        wrong(&format!("\n{MOCK}")),
+        "g.toml:6: \"name\" in [[model]] is \"m\", as at g.toml:2; each needs a name of its own"
+    );
+    for name in [" m", "m ", "m\\n", "a\\u0007b"] {
+        assert!(wrong_with(&MOCK.replace("\"m\"", &format!("\"{name}\"")), &[]).contains("white space"));
+    }
+    assert_eq!(wrong("model = \"\""), "g.toml:4: \"model\" in [[model]] is empty");
+}
+
+#[test]
+fn what_is_not_toml_names_its_lines() {
+    let message = wrong("[server\nworkers = = 2\n");
+    let lines: Vec<_> = message.lines().map(|line| line.split(": ").next().unwrap()).collect();
+    assert_eq!(lines, ["g.toml:4", "g.toml:5"], "{message}");
+    assert!(wrong("upstream = \"mock\"").starts_with("g.toml:4: duplicate key"));
+}
+
+#[test]
+fn variables_that_kubernetes_sets_are_not_meant_for_us() {
+    let links = [
+        ("GATEWAY_SERVICE_HOST", "10.0.0.1"),
+        ("GATEWAY_SERVICE_PORT", "80"),
+        ("GATEWAY_SERVICE_PORT_HTTP", "80"),
+        ("GATEWAY_PORT", "tcp://10.0.0.1:80"),
+        ("GATEWAY_PORT_80_TCP", "tcp://10.0.0.1:80"),
+        ("GATEWAY_PORT_80_TCP_ADDR", "10.0.0.1"),
+        ("GATEWAY_SERVER_SERVICE_HOST", "10.0.0.2"),
+    ];
+    Config::load(None, &environment(&links), None).unwrap();
+    let error = Config::load(None, &environment(&[("GATEWAY_PORT", "80")]), None).unwrap_err();
+    assert!(error.to_string().starts_with("GATEWAY_PORT: unknown environment variable; "), "{error}");
+}
