@@ -1,0 +1,12 @@
+//! The table of the layers under examination.
+
+use std::sync::Arc;
+
+use crate::Subject;
+
+mod tower;
+
+/// Every registered layer. A layer is one line here and a file next to `subjects/tower.rs`.
+pub fn subjects() -> Vec<Arc<dyn Subject>> {
+    vec![Arc::new(tower::ConcurrencyLimit), Arc::new(tower::Timeout)]
+}
