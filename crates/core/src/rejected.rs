@@ -101,11 +101,18 @@ impl Error for Rejected {
     }
 }
 
-/// `error` and its sources, outermost first.
+/// `error` and its sources, outermost first: where one looks for an error of one's own type.
 ///
 /// An [`io::Error`] hides the error it was made from: its `source` is that error's source. Here it is shown, because
 /// bodies and streams wrap whatever they carry in one.
-pub(crate) fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+///
+/// ```
+/// use std::{io, num::ParseIntError};
+///
+/// let error = io::Error::other("x".parse::<u8>().unwrap_err());
+/// assert!(bartizan_core::chain(&error).any(|error| error.is::<ParseIntError>()));
+/// ```
+pub fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     fn next<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
         match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
             Some(wrapped) => Some(wrapped as _),

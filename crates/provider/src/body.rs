@@ -147,67 +147,6 @@ impl fmt::Debug for Frames {
     }
 }
 
-pin_project! {
-    /// A body that tells its error in its own language, as the last event of an event stream, and then ends.
-    ///
-    /// Put it where bodies leave for clients. Without it a server can only cut the connection when a stream fails,
-    /// which many clients take for its end. Bodies that are no event streams are left alone.
-    pub struct ErrorEvents<B> {
-        #[pin]
-        inner: B,
-        applies: bool,
-        failed: bool,
-    }
-}
-
-impl<B> ErrorEvents<B> {
-    /// Tells `inner`'s error as an event if `headers` say that it is an event stream.
-    pub fn new(headers: &HeaderMap, inner: B) -> Self {
-        Self { inner, applies: is_event_stream(headers), failed: false }
-    }
-}
-
-impl<B> Body for ErrorEvents<B>
-where
-    B: Body<Data = Bytes>,
-    B::Error: Into<BoxError>,
-{
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let this = self.project();
-        if *this.failed {
-            return Poll::Ready(None);
-        }
-        this.inner.poll_frame(cx).map(|frame| match frame? {
-            Ok(frame) => Some(Ok(frame)),
-            Err(error) if *this.applies => {
-                *this.failed = true;
-                Some(Ok(Frame::data(crate::error::event_of(&*error.into()))))
-            }
-            Err(error) => Some(Err(error.into())),
-        })
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.failed || self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        if self.applies { SizeHint::default() } else { self.inner.size_hint() }
-    }
-}
-
-impl<B> fmt::Debug for ErrorEvents<B> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ErrorEvents").field("failed", &self.failed).finish_non_exhaustive()
-    }
-}
-
 pub(crate) fn is_event_stream(headers: &HeaderMap) -> bool {
     essence(headers).is_some_and(|essence| essence.eq_ignore_ascii_case("text/event-stream"))
 }

@@ -620,6 +620,12 @@ mod tests {
             r#"{"error":{"message":"Request too large for model `x` on tokens per minute (TPM): Limit 6000, Requested 9000","type":"tokens","code":"rate_limit_exceeded"}}"#,
             Class::TooLarge,
         ),
+        (
+            "groq, other words",
+            413,
+            r#"{"error":{"message":"Too many tokens","code":"rate_limit_exceeded"}}"#,
+            Class::TooLarge,
+        ),
         ("groq", 498, r#"{"error":{"message":"Flex tier capacity exceeded"}}"#, Class::Overloaded),
         (
             "mistral",

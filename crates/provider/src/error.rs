@@ -1,6 +1,6 @@
-use std::{borrow::Cow, error, fmt, io};
+use std::{borrow::Cow, error, fmt};
 
-use bartizan_core::{BoxError, Rejected, RetryAfter, headers};
+use bartizan_core::{BoxError, Rejected, RetryAfter, chain, headers};
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Response, StatusCode,
@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// OpenAI's clients try again, or not, as this header tells them, whatever the status.
-const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+pub(crate) const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
 /// The longest message taken over from an upstream, in bytes.
 const MAX_MESSAGE: usize = 2_000;
@@ -303,15 +303,6 @@ pub(crate) fn event_of(error: &(dyn error::Error + 'static)) -> Bytes {
 }
 
 /// `error` and its sources, with what an [`io::Error`] wraps: its `source` skips that one.
-fn chain<'a>(
-    error: &'a (dyn error::Error + 'static),
-) -> impl Iterator<Item = &'a (dyn error::Error + 'static)> {
-    std::iter::successors(Some(error), |error| match error.downcast_ref().and_then(io::Error::get_ref) {
-        Some(wrapped) => Some(wrapped as _),
-        None => error.source(),
-    })
-}
-
 /// Takes `secrets` out of a text that somebody else wrote, such as an upstream's error message.
 ///
 /// Every whole secret becomes `[redacted]`, and so does its masked echo: a word with `***` in it

@@ -63,14 +63,10 @@ where
                     // Trailers of an event stream say nothing that a client of it could see.
                     let Ok(chunk) = frame.into_data() else { continue };
                     match this.aligner.push(chunk) {
-                        Ok(events) if events.is_empty() => {}
-                        Ok(events) if !*this.done && !looks_like_events(&events) => {
-                            let message = "the upstream's stream is not made of server-sent events";
-                            *this.state = State::Failed(Some(Error::new(Class::Malformed, message)));
-                        }
                         Ok(events) => {
-                            *this.done |= ends_with_done(&events);
-                            run.push(events);
+                            if let Err(error) = pass_on(events, &mut run, this.done) {
+                                *this.state = end(*this.done, Some(error));
+                            }
                         }
                         Err(too_long) => {
                             let error = Error::new(
@@ -82,12 +78,8 @@ where
                     }
                 }
                 Poll::Ready(None) => {
-                    let last = this.aligner.finish();
-                    if !last.is_empty() {
-                        *this.done |= ends_with_done(&last);
-                        run.push(last);
-                    }
-                    *this.state = end(*this.done, None);
+                    let last = pass_on(this.aligner.finish(), &mut run, this.done);
+                    *this.state = end(*this.done, last.err());
                 }
                 Poll::Ready(Some(Err(error))) => *this.state = end(*this.done, Some(of_body(error.into()))),
                 Poll::Pending if !run.is_empty() => break,
@@ -113,6 +105,33 @@ where
     fn is_end_stream(&self) -> bool {
         matches!(self.state, State::Ended)
     }
+}
+
+/// Puts whole events into the run, up to the first thing that no client could read.
+fn pass_on(events: Bytes, run: &mut Run, done: &mut bool) -> Result<(), Error> {
+    if events.is_empty() {
+        return Ok(());
+    }
+    if *done {
+        run.push(events);
+        return Ok(());
+    }
+    if !looks_like_events(&events) {
+        return Err(Error::new(
+            Class::Malformed,
+            "the upstream's stream is not made of server-sent events",
+        ));
+    }
+    let Err(garbage) = str::from_utf8(&events) else {
+        *done = ends_with_done(&events);
+        run.push(events);
+        return Ok(());
+    };
+    let good = Aligner::new(usize::MAX).push(events.slice(..garbage.valid_up_to())).unwrap_or_default();
+    *done = ends_with_done(&good);
+    run.push(good);
+    Err(Error::new(Class::Malformed, "the upstream's stream has an event in it that is not UTF-8")
+        .with_source(garbage))
 }
 
 /// After `[DONE]` nothing that goes wrong matters to the client any more.

@@ -7,7 +7,7 @@ use std::{
 
 use bartizan_core::BoxError;
 use bytes::Bytes;
-use http::{Response, header::CONTENT_ENCODING, response::Parts};
+use http::{HeaderValue, Response, header::CONTENT_ENCODING, response::Parts};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use serde::Deserialize;
@@ -16,6 +16,7 @@ use serde_json::value::RawValue;
 use crate::{
     Class, Error, ResponseBody,
     body::{Frames, is_event_stream, is_json},
+    error::SHOULD_RETRY,
     events::Events,
     limits::Watch,
     service::{Upstream, clean_response, of_transport},
@@ -212,6 +213,11 @@ impl Reading {
         let error = Error::of_response(self.head.status, &self.head.headers, &body, secrets);
         let original = error.class() != Class::Auth && is_error_object(&body) && !names(&body, secret);
         let frames = if original {
+            if !error.is_transient() {
+                // Else OpenAI's clients would try a 429 again that says that the quota is used up.
+                let headers = &mut self.head.headers;
+                headers.entry(SHOULD_RETRY).or_insert(HeaderValue::from_static("false"));
+            }
             self.frames
         } else {
             let (told, _) = error.to_response().into_parts();

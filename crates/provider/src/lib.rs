@@ -1,11 +1,13 @@
-//! A thin service for LLM providers.
+#![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod body;
 mod class;
 #[cfg(feature = "client")]
 mod client;
 mod error;
+mod error_events;
 mod events;
 mod facts;
 mod future;
@@ -15,11 +17,12 @@ mod limits;
 pub mod mock;
 mod service;
 
-pub use body::{ErrorEvents, ResponseBody};
+pub use body::ResponseBody;
 pub use class::Class;
 #[cfg(feature = "client")]
 pub use client::{DrivenBody, Exchange, HttpTransport};
 pub use error::{Error, openai_error, redact};
+pub use error_events::{ErrorEvents, ErrorEventsBody, ErrorEventsFuture, ErrorEventsLayer};
 pub use facts::{Facts, Operation, Tenant};
 pub use future::ResponseFuture;
 pub use intake::{Intake, IntakeFuture, IntakeLayer};

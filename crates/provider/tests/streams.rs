@@ -4,13 +4,13 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use bartizan_core::{BoxError, RetryAfter};
-use bartizan_provider::{Class, Error, ErrorEvents, Limits, Provider, ResponseBody};
+use bartizan_provider::{Class, Error, ErrorEventsLayer, Limits, Provider, ResponseBody};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Full, StreamBody};
 use tokio::time::{Instant, sleep};
-use tower::{Service, ServiceExt, service_fn};
+use tower::{Layer, Service, ServiceExt, service_fn};
 
 #[derive(Clone, Copy)]
 enum Step {
@@ -340,9 +340,9 @@ async fn a_clients_headers_stay_behind_and_the_upstreams_do_too() {
 
 #[tokio::test(start_paused = true)]
 async fn an_error_becomes_an_event_where_streams_leave() {
-    let response = ask(200, EVENTS, &[Say("data: 1\n\n"), Wait(1), Cut]).await.unwrap();
-    let (head, body) = response.into_parts();
-    let body = ErrorEvents::new(&head.headers, body).collect().await.unwrap().to_bytes();
+    let inner = service_fn(|()| ask(200, EVENTS, &[Say("data: 1\n\n"), Wait(1), Cut]));
+    let response = ErrorEventsLayer::new().layer(inner).oneshot(()).await.unwrap();
+    let body = response.into_body().collect().await.unwrap().to_bytes();
     let (first, last) = body.split_at(9);
     assert_eq!(first, b"data: 1\n\n");
     let event: serde_json::Value = serde_json::from_slice(last.strip_prefix(b"data: ").unwrap()).unwrap();

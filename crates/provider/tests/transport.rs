@@ -70,7 +70,8 @@ async fn turn_the_reactor() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (connected, accepted) =
         tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
-    (connected.unwrap(), accepted.unwrap());
+    connected.unwrap();
+    accepted.unwrap();
 }
 
 const PLAIN: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";

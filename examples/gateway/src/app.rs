@@ -19,17 +19,16 @@ use axum::{
 };
 use bartizan_core::{BoxError, RejectionLayer};
 use bartizan_provider::{
-    Class, Error, ErrorEvents, Facts, HttpTransport, IntakeLayer, Limits, Provider, Tenant, mock::Mock,
+    Class, Error, ErrorEventsLayer, Facts, HttpTransport, IntakeLayer, Limits, Provider, Tenant, mock::Mock,
     openai_error,
 };
 use bytes::Bytes;
 use futures_util::future::Either;
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Uri, header::CONTENT_TYPE};
-use http_body::Body;
-use http_body_util::{BodyExt, Full, combinators::MapErr};
+use http_body_util::Full;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tower::{Layer, Service, ServiceExt, util::Oneshot};
+use tower::{Service, ServiceBuilder, ServiceExt, util::Oneshot};
 
 use crate::config::{Config, Model, Upstream};
 
@@ -59,7 +58,11 @@ impl App {
         let app = Self { config: Arc::new(config), mock, draining: Arc::default() };
         let serve = async move {
             match listener {
-                Some(listener) => _ = Mock::with_models(names).serve(listener).await,
+                Some(listener) => {
+                    let mock = Mock::with_models(names);
+                    mock.keep_requests(0);
+                    mock.serve(listener).await;
+                }
                 None => std::future::pending().await,
             }
         };
@@ -97,8 +100,12 @@ impl App {
             .max_body(config.server.max_body_bytes as u64)
             .body_within(config.server.body_timeout)
             .tenant_header(config.server.tenant_header.clone());
-        let ask = RejectionLayer::new(refuse).layer(intake.layer(models));
-        let ask = ServiceExt::<Request<axum::body::Body>>::map_response(ask, tell_failures);
+        let ask = ServiceBuilder::new()
+            .layer(ErrorEventsLayer::new().on_error(log as fn(&BoxError)))
+            .layer(RejectionLayer::new(refuse))
+            .layer(intake)
+            .map_response(log_error_response)
+            .service(models);
 
         Router::new()
             .route_service("/v1/chat/completions", ask.clone())
@@ -193,26 +200,13 @@ fn refuse(error: BoxError) -> Response<Full<Bytes>> {
     openai_error(error)
 }
 
-/// A stream that fails tells its client, in the stream, and the log.
-fn tell_failures<B>(response: Response<B>) -> Response<ErrorEvents<Logged<B>>>
-where
-    B: Body<Data = Bytes>,
-    B::Error: Into<BoxError>,
-{
+/// An upstream's error response passes through; what it means rides in its extensions.
+fn log_error_response<B>(response: Response<B>) -> Response<B> {
     if let Some(error) = response.extensions().get::<Arc<Error>>() {
         tracing::warn!(%error, "an upstream answered with an error");
     }
-    let logged: fn(B::Error) -> BoxError = |error| {
-        let error = error.into();
-        log(&error);
-        error
-    };
-    let (head, body) = response.into_parts();
-    let body = ErrorEvents::new(&head.headers, body.map_err(logged));
-    Response::from_parts(head, body)
+    response
 }
-
-type Logged<B> = MapErr<B, fn(<B as Body>::Error) -> BoxError>;
 
 fn log(error: &BoxError) {
     match Error::find(&**error).map(Error::class) {
