@@ -40,3 +40,8 @@ mod served;
 
 pub use laws::{Law, Verdict, Violation};
 pub use subject::Subject;
+
+/// The examples of the repository's README are compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+mod readme {}

@@ -7,7 +7,6 @@ use std::{
 
 use bartizan_core::BoxError;
 use bytes::Bytes;
-use http::{HeaderMap, header::CONTENT_TYPE};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
@@ -145,21 +144,4 @@ impl fmt::Debug for Frames {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Frames").field("len", &self.len).finish_non_exhaustive()
     }
-}
-
-pub(crate) fn is_event_stream(headers: &HeaderMap) -> bool {
-    essence(headers).is_some_and(|essence| essence.eq_ignore_ascii_case("text/event-stream"))
-}
-
-pub(crate) fn is_json(headers: &HeaderMap) -> bool {
-    essence(headers).is_some_and(|essence| {
-        let essence = essence.to_ascii_lowercase();
-        essence == "application/json" || essence.ends_with("+json")
-    })
-}
-
-/// The content type without its parameters.
-fn essence(headers: &HeaderMap) -> Option<&str> {
-    let value = headers.get(CONTENT_TYPE)?.to_str().ok()?;
-    Some(value.split(';').next().unwrap_or_default().trim())
 }

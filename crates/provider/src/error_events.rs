@@ -12,7 +12,7 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::{body::is_event_stream, error::event_of};
+use crate::{error::event_of, media::is_event_stream};
 
 /// Tells a client of a stream that failed, in the stream: its error becomes its last event.
 ///

@@ -117,10 +117,7 @@ fn pass_on(events: Bytes, run: &mut Run, done: &mut bool) -> Result<(), Error> {
         return Ok(());
     }
     if !looks_like_events(&events) {
-        return Err(Error::new(
-            Class::Malformed,
-            "the upstream's stream is not made of server-sent events",
-        ));
+        return Err(Error::new(Class::Malformed, "the upstream's stream is not made of server-sent events"));
     }
     let Err(garbage) = str::from_utf8(&events) else {
         *done = ends_with_done(&events);

@@ -15,10 +15,11 @@ use serde_json::value::RawValue;
 
 use crate::{
     Class, Error, ResponseBody,
-    body::{Frames, is_event_stream, is_json},
+    body::Frames,
     error::SHOULD_RETRY,
     events::Events,
     limits::Watch,
+    media::{is_event_stream, is_json},
     service::{Upstream, clean_response, of_transport},
 };
 

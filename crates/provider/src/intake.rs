@@ -18,7 +18,7 @@ use tokio::time::{Sleep, sleep};
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::{Class, Error, Facts, Operation, Tenant};
+use crate::{Class, Error, Facts, Operation, Tenant, media::is_json};
 
 /// How much of what a request announces is reserved before it has arrived.
 const MAX_RESERVE: u64 = 64 * 1024;
@@ -385,14 +385,6 @@ impl Collected {
 }
 
 /// Whether the `content-type` is `application/json` or another type in JSON's syntax (`application/x+json`).
-fn is_json(headers: &HeaderMap) -> bool {
-    let Some(Ok(value)) = headers.get(CONTENT_TYPE).map(|value| value.to_str()) else { return false };
-    let essence = value.split(';').next().unwrap_or(value).trim();
-    let Some((kind, subtype)) = essence.split_once('/') else { return false };
-    kind.eq_ignore_ascii_case("application")
-        && subtype.rsplit('+').next().is_some_and(|syntax| syntax.eq_ignore_ascii_case("json"))
-}
-
 fn tenant(headers: &HeaderMap, name: &HeaderName) -> Result<Option<Tenant>, Error> {
     let wrong = |what| Error::new(Class::BadRequest, what).with_param(name.as_str().to_owned());
     let mut values = headers.get_all(name).iter();

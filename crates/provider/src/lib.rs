@@ -13,6 +13,7 @@ mod facts;
 mod future;
 mod intake;
 mod limits;
+mod media;
 #[cfg(feature = "mock")]
 pub mod mock;
 mod service;
