@@ -252,11 +252,13 @@ async fn error_responses_keep_their_bytes_and_carry_their_meaning() {
     let response = ask(400, JSON, &[Say(BODY)]).await.unwrap();
     assert_eq!(response.status(), 400);
     assert_eq!(response.extensions().get::<Arc<Error>>().unwrap().class(), Class::ContextLength);
+    assert_eq!(response.headers()["x-should-retry"], "false", "what a client cannot tell from the status");
     assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), BODY);
 
     const WAIT: &[(&str, &str)] = &[("content-type", "application/json"), ("retry-after", "7")];
     let response = ask(429, WAIT, &[Say("{}")]).await.unwrap();
     assert_eq!(response.headers()["retry-after"], "7");
+    assert!(!response.headers().contains_key("x-should-retry"));
     let error = response.extensions().get::<Arc<Error>>().unwrap();
     assert_eq!(error.retry_after(), RetryAfter::After(Duration::from_secs(7)));
 }
