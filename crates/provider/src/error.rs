@@ -302,7 +302,6 @@ pub(crate) fn event_of(error: &(dyn error::Error + 'static)) -> Bytes {
     Error::new(Class::Upstream, message).event()
 }
 
-/// `error` and its sources, with what an [`io::Error`] wraps: its `source` skips that one.
 /// Takes `secrets` out of a text that somebody else wrote, such as an upstream's error message.
 ///
 /// Every whole secret becomes `[redacted]`, and so does its masked echo: a word with `***` in it
