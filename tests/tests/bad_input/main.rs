@@ -1,0 +1,7 @@
+//! Whatever clients send and upstreams answer, the gateway says what was wrong, and stays up.
+
+mod clients;
+#[path = "../gateway_under_test/mod.rs"]
+mod gateway_under_test;
+mod upstreams;
+mod wire;

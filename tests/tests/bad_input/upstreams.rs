@@ -1,0 +1,295 @@
+//! What upstreams answer, down to bytes that are no HTTP.
+
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+};
+
+use crate::{
+    gateway_under_test::{Gateway, UPSTREAM_KEY, model, soon, within},
+    wire::{Answer, GOOD, GOOD_STREAM, chat, chunked, exchange, send, with_length},
+};
+
+const EVENT: &str = "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"Hello\"}}]}\n\n";
+const JSON: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n";
+const EVENTS: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n";
+
+/// What a [`Raw`] upstream does after its answer.
+#[derive(Clone, Copy)]
+enum Then {
+    Close,
+    Stall,
+}
+
+/// An upstream that answers everything with the same bytes.
+struct Raw {
+    address: SocketAddr,
+    seen: mpsc::UnboundedReceiver<Seen>,
+}
+
+#[derive(Debug, PartialEq)]
+enum Seen {
+    Request(String),
+    /// The gateway has closed the connection, while the upstream was stalling.
+    Close,
+}
+
+impl Raw {
+    async fn start(answer: impl Into<Vec<u8>>, then: Then) -> Self {
+        let answer = answer.into();
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (see, seen) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            loop {
+                let (connection, _) = listener.accept().await.unwrap();
+                tokio::spawn(misbehave(connection, answer.clone(), then, see.clone()));
+            }
+        });
+        Self { address, seen }
+    }
+
+    async fn request(&mut self) -> String {
+        match within("a request at the upstream", self.seen.recv()).await {
+            Some(Seen::Request(request)) => request,
+            seen => panic!("no request, but {seen:?}"),
+        }
+    }
+}
+
+async fn misbehave(mut connection: TcpStream, answer: Vec<u8>, then: Then, see: mpsc::UnboundedSender<Seen>) {
+    let mut request = Vec::new();
+    // All that the gateway is asked ends like this, and nothing else does.
+    while !request.ends_with(br#""hello"}]}"#) {
+        if connection.read_buf(&mut request).await.unwrap() == 0 {
+            panic!("the gateway closed in the middle of its request");
+        }
+    }
+    // The test may be over.
+    let _ = see.send(Seen::Request(String::from_utf8(request).unwrap()));
+    connection.write_all(&answer).await.unwrap();
+    if let Then::Stall = then {
+        let mut more = Vec::new();
+        // A reset is as good.
+        let _ = connection.read_to_end(&mut more).await;
+        assert_eq!(more, b"");
+        let _ = see.send(Seen::Close);
+    }
+}
+
+/// A gateway in front of `upstream`, with short limits for what it may leave undone.
+async fn gateway(upstream: SocketAddr) -> Gateway {
+    let limits = "head_ms = 200\nfirst_frame_ms = 201\nidle_ms = 202\n";
+    Gateway::start("", &[model("chat", upstream, limits)]).await
+}
+
+/// What comes of an upstream like this, of a plain request and of a stream.
+async fn ask(answer: impl Into<Vec<u8>>, then: Then) -> [Answer; 2] {
+    let upstream = Raw::start(answer, then).await;
+    let gateway = gateway(upstream.address).await;
+    let plain = exchange(gateway.address, &chat(GOOD)).await;
+    let streamed = exchange(gateway.address, &chat(GOOD_STREAM)).await;
+    // What the upstream did to others is nothing to those who ask nothing of it.
+    let models =
+        exchange(gateway.address, b"GET /v1/models HTTP/1.1\r\nhost: gateway\r\nconnection: close\r\n\r\n")
+            .await;
+    assert_eq!(models.status, 200);
+    gateway.stop().await;
+    [plain, streamed]
+}
+
+#[tokio::test]
+async fn the_request_is_made_with_the_gateways_key() {
+    let mut upstream = Raw::start(with_length(JSON, r#"{"id":"1"}"#), Then::Close).await;
+    let gateway = gateway(upstream.address).await;
+    let answer = exchange(gateway.address, &chat(GOOD)).await;
+    assert_eq!((answer.status, answer.body.as_str()), (200, r#"{"id":"1"}"#));
+    let request = upstream.request().await;
+    assert!(request.starts_with("POST /v1/chat/completions HTTP/1.1\r\n"), "{request}");
+    assert!(request.contains(&format!("\r\nauthorization: Bearer {UPSTREAM_KEY}\r\n")), "{request}");
+    assert!(!request.contains("sk-of-the-client"), "{request}");
+    assert!(request.ends_with(GOOD), "{request}");
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn garbage_instead_of_a_head() {
+    for garbage in [&b"\x00\x01\x02 what?\r\n\r\n"[..], b"<html>\r\n\r\n", b"HTTP/1.1 abc\r\n\r\n"] {
+        for answer in ask(garbage, Then::Close).await {
+            answer.assert_error(502, "api_error", Some("malformed_response"), "is not HTTP");
+        }
+    }
+}
+
+#[tokio::test]
+async fn nothing_at_all() {
+    for answer in ask("", Then::Close).await {
+        answer.assert_error(
+            502,
+            "api_error",
+            Some("upstream_error"),
+            "closed the connection without an answer",
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_head_that_is_cut() {
+    for answer in ask(JSON, Then::Close).await {
+        answer.assert_error(502, "api_error", Some("upstream_error"), "closed the connection");
+    }
+}
+
+#[tokio::test]
+async fn a_head_that_stalls() {
+    for answer in ask(JSON, Then::Stall).await {
+        answer.assert_error(
+            504,
+            "timeout_error",
+            Some("timeout"),
+            "no answer from the upstream within 200ms",
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_is_cut() {
+    for body in ["", r#"{"id":"1"}"#] {
+        for answer in ask(format!("{JSON}content-length: 999\r\n\r\n{body}"), Then::Close).await {
+            answer.assert_error(502, "api_error", Some("upstream_error"), "was cut off");
+        }
+    }
+    for answer in ask(chunked(JSON, &[r#"{"id":"1"}"#]), Then::Close).await {
+        answer.assert_error(502, "api_error", Some("upstream_error"), "was cut off");
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_stalls() {
+    for (body, words) in [("", "nothing within 201ms"), (r#"{"id":"1"}"#, "nothing more for 202ms")] {
+        for answer in ask(format!("{JSON}content-length: 999\r\n\r\n{body}"), Then::Stall).await {
+            answer.assert_error(504, "timeout_error", Some("timeout"), words);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_is_longer_than_it_says() {
+    for answer in ask(format!("{JSON}content-length: 5\r\n\r\n{{\"id\":\"1\"}}"), Then::Close).await {
+        answer.assert_error(502, "api_error", Some("malformed_response"), "no whole JSON document (5 bytes)");
+    }
+}
+
+#[tokio::test]
+async fn a_web_page() {
+    let head = "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\n";
+    for answer in ask(with_length(head, "<html>Welcome</html>"), Then::Close).await {
+        answer.assert_error(502, "api_error", Some("malformed_response"), "text/html");
+        assert!(!answer.body.contains("Welcome"), "{answer:?}");
+    }
+    let head = "HTTP/1.1 500 Oops\r\ncontent-type: text/html\r\n";
+    for answer in ask(with_length(head, "<html>It broke</html>"), Then::Close).await {
+        answer.assert_error(502, "api_error", Some("upstream_error"), "500");
+        assert!(!answer.body.contains("html"), "{answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_is_cut_within_an_event() {
+    let half = &EVENT[..20];
+    for body in [chunked(EVENTS, &[EVENT, half]), chunked(EVENTS, &[&format!("{EVENT}{half}")])] {
+        for answer in ask(body, Then::Close).await {
+            answer.assert_broken_stream(EVENT, "api_error", "upstream_error", "cut off");
+        }
+    }
+    // The length is the connection's: only `[DONE]` would say that this is all.
+    for answer in ask(format!("{EVENTS}\r\n{EVENT}{half}"), Then::Close).await {
+        answer.assert_broken_stream(EVENT, "api_error", "upstream_error", "[DONE]");
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_ends_without_its_end() {
+    let head = EVENTS.to_owned() + "connection: close\r\n";
+    for answer in ask(with_length(&head, EVENT), Then::Close).await {
+        answer.assert_broken_stream(EVENT, "api_error", "upstream_error", "[DONE]");
+    }
+    for answer in ask(with_length(&head, ""), Then::Close).await {
+        answer.assert_broken_stream("", "api_error", "upstream_error", "[DONE]");
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_stalls() {
+    for answer in ask(chunked(EVENTS, &[]), Then::Stall).await {
+        answer.assert_broken_stream("", "timeout_error", "timeout", "nothing within 201ms");
+    }
+    for answer in ask(chunked(EVENTS, &[EVENT, &EVENT[..20]]), Then::Stall).await {
+        answer.assert_broken_stream(EVENT, "timeout_error", "timeout", "nothing more for 202ms");
+    }
+}
+
+#[tokio::test]
+async fn a_stream_with_garbage_in_it() {
+    let mut chunks = chunked(EVENTS, &[EVENT]);
+    chunks.extend_from_slice(b"this is no size\r\n");
+    for answer in ask(chunks, Then::Stall).await {
+        answer.assert_broken_stream(EVENT, "api_error", "upstream_error", "cut off");
+    }
+    for answer in ask(chunked(EVENTS, &["<html>502 Bad Gateway</html>\n\n"]), Then::Stall).await {
+        answer.assert_broken_stream("", "api_error", "malformed_response", "server-sent events");
+    }
+    // In one piece with what is good.
+    let body = [EVENT.as_bytes(), EVENT.as_bytes(), b"data: {\"\xff\xfe\n\n", EVENT.as_bytes()].concat();
+    let stream = [format!("{EVENTS}\r\n").as_bytes(), &body].concat();
+    for answer in ask(stream, Then::Stall).await {
+        answer.assert_broken_stream(&EVENT.repeat(2), "api_error", "malformed_response", "not UTF-8");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_is_refused() {
+    // Once a port of ours, now nobody's.
+    let upstream = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap().local_addr().unwrap();
+    let gateway = gateway(upstream).await;
+    for body in [GOOD, GOOD_STREAM] {
+        let answer = exchange(gateway.address, &chat(body)).await;
+        answer.assert_error(502, "api_error", Some("upstream_unreachable"), "connection refused");
+    }
+    gateway.stop().await;
+}
+
+/// Following it would hand the key to whoever it points to.
+#[tokio::test]
+async fn a_redirect_is_not_followed() {
+    let elsewhere = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    elsewhere.set_nonblocking(true).unwrap();
+    let to = elsewhere.local_addr().unwrap();
+    for status in [301, 302, 307, 308] {
+        let head = format!("HTTP/1.1 {status} Moved\r\nlocation: http://{to}/v1/chat/completions\r\n");
+        for answer in ask(with_length(&head, ""), Then::Close).await {
+            answer.assert_error(502, "api_error", Some("malformed_response"), &status.to_string());
+            assert_eq!(answer.header("location"), None);
+        }
+    }
+    assert_eq!(elsewhere.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock, "somebody was sent on");
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_before_the_head() {
+    let mut upstream = Raw::start("", Then::Stall).await;
+    let gateway = Gateway::start("", &[model("chat", upstream.address, "")]).await;
+    for body in [GOOD, GOOD_STREAM] {
+        let connection = send(gateway.address, &chat(body)).await;
+        upstream.request().await;
+        drop(connection);
+        assert_eq!(soon("the client's close", upstream.seen.recv()).await, Some(Seen::Close));
+    }
+    gateway.stop().await;
+}

@@ -1,0 +1,406 @@
+//! The gateway as the official `openai` Python package finds it.
+//!
+//! Each test runs one scenario of `clients/openai_client.py` against a gateway in front of a scripted mock, and judges
+//! what the client saw. The package is in a virtual environment that `scripts/test` makes.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use bartizan_provider::mock::{Mock, Script};
+use gateway_under_test::{Gateway, UPSTREAM_KEY, mock, model, soon, within};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines},
+    process::{Child, ChildStdin, ChildStdout, Command},
+    task::JoinHandle,
+};
+
+mod gateway_under_test;
+
+/// What the client says in every scenario, and what the mock makes of it.
+const SAID: &str = "Grüße aus dem Türmchen 🗼";
+const ANSWERED: &str = "You said: Grüße aus dem Türmchen 🗼";
+
+/// How often the script streams at once.
+const MANY: usize = 20;
+
+const SHORT: Duration = Duration::from_millis(1);
+
+/// One run of the client.
+struct Client {
+    child: Child,
+    stdin: ChildStdin,
+    lines: Lines<BufReader<ChildStdout>>,
+    stderr: JoinHandle<String>,
+}
+
+impl Client {
+    async fn start(gateway: &Gateway, scenario: &str, model: &str) -> Self {
+        let clients = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients");
+        let mut child = Command::new(python())
+            .arg("-I")
+            .args([&clients.join("openai_client.py"), Path::new(scenario), Path::new(model)])
+            // Whatever proxies, keys and organizations there are, they are not the test's.
+            .env_clear()
+            .env("OPENAI_BASE_URL", format!("http://{}/v1", gateway.address))
+            .env("OPENAI_API_KEY", "sk-of-the-client")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("the interpreter starts");
+        let mut stderr = child.stderr.take().unwrap();
+        let stderr = tokio::spawn(async move {
+            let mut text = String::new();
+            _ = stderr.read_to_string(&mut text).await;
+            text
+        });
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut client = Self { stdin: child.stdin.take().unwrap(), child, lines, stderr };
+
+        let version = client.line().await["version"].as_str().unwrap().to_owned();
+        let pinned = format!("\nopenai=={version}\n");
+        assert!(
+            include_str!("../clients/requirements.txt").contains(&pinned),
+            "openai {version} is not what tests/clients/requirements.txt asks for: run scripts/test"
+        );
+        client
+    }
+
+    /// What it prints next.
+    async fn line(&mut self) -> Value {
+        match within("the client to print something", self.lines.next_line()).await.unwrap() {
+            Some(line) => {
+                serde_json::from_str(&line).unwrap_or_else(|_| panic!("the client printed {line:?}"))
+            }
+            None => panic!("the client ended early:\n{}", (&mut self.stderr).await.unwrap()),
+        }
+    }
+
+    /// Lets it go on from where it waits.
+    async fn go_on(&mut self) {
+        self.stdin.write_all(b"\n").await.unwrap();
+    }
+
+    /// All that it still prints, to its good end.
+    async fn rest(mut self) -> Vec<Value> {
+        let mut all = Vec::new();
+        while let Some(line) = within("the client to end", self.lines.next_line()).await.unwrap() {
+            all.push(serde_json::from_str(&line).unwrap_or_else(|_| panic!("the client printed {line:?}")));
+        }
+        let status = within("the client to end", self.child.wait()).await.unwrap();
+        assert!(status.success(), "the client failed:\n{}", self.stderr.await.unwrap());
+        all
+    }
+}
+
+fn python() -> PathBuf {
+    let python = match std::env::var_os("BARTIZAN_PYTHON") {
+        Some(python) => PathBuf::from(python),
+        None => {
+            let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+            workspace.join("target/python/bin/python3")
+        }
+    };
+    assert!(
+        python.exists(),
+        "there is no {}: run scripts/test, which makes it and puts the openai package there",
+        python.display()
+    );
+    python
+}
+
+/// A gateway in front of a mock that does as `script` says, with short limits for what upstreams may leave undone.
+async fn gateway(script: Script) -> (Gateway, Mock) {
+    let (mock, upstream) = mock().await;
+    mock.script_always(script);
+    let limits = "head_ms = 300\nfirst_frame_ms = 300\nidle_ms = 300";
+    let models = [
+        model("chat", upstream, ""),
+        model("vendor/embed-3", upstream, "model = \"embed-3\""),
+        model("watched", upstream, limits),
+    ];
+    (Gateway::start("", &models).await, mock)
+}
+
+/// Runs one scenario from its beginning to its end.
+async fn run(script: Script, scenario: &str, model: &str) -> (Vec<Value>, Mock) {
+    let (gateway, mock) = gateway(script).await;
+    let seen = Client::start(&gateway, scenario, model).await.rest().await;
+    gateway.stop().await;
+    (seen, mock)
+}
+
+/// As [`run`], for a scenario that ends in one error, which is returned.
+async fn fail(script: Script, scenario: &str, model: &str) -> (Value, Mock) {
+    let (mut seen, mock) = run(script, scenario, model).await;
+    assert_eq!(seen.len(), 1, "{seen:?}");
+    (seen.remove(0), mock)
+}
+
+/// `error` is an exception of that class, with these fields.
+#[track_caller]
+fn assert_raised(error: &Value, class: &str, fields: &Value) {
+    let classes = error["raised"].as_array().unwrap_or_else(|| panic!("no error: {error}"));
+    assert!(classes.contains(&json!(class)), "no {class}: {error}");
+    assert_part(error, fields);
+}
+
+/// `whole` has these fields, with these values.
+#[track_caller]
+fn assert_part(whole: &Value, fields: &Value) {
+    for (name, value) in fields.as_object().unwrap() {
+        assert_eq!(whole[name], *value, "{name} of {whole}");
+    }
+}
+
+#[track_caller]
+fn assert_message(error: &Value, part: &str) {
+    assert!(error["message"].as_str().unwrap().contains(part), "no {part:?} in {error}");
+}
+
+/// The text that the events of a stream make.
+fn contents(events: &[Value]) -> String {
+    events.iter().filter_map(|event| event["delta"].as_str()).collect()
+}
+
+#[tokio::test]
+async fn chat() {
+    let (seen, mock) = run(Script::new().usage(7, 5), "chat", "chat").await;
+    let usage = json!({"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12});
+    let answer = json!({
+        "model": "chat", "content": ANSWERED, "finish": "stop", "usage": usage, "request_id": "req_mock_1",
+    });
+    assert_eq!(seen, [answer]);
+
+    let request = &mock.requests()[0];
+    let body: Value = serde_json::from_slice(&request.body).unwrap();
+    assert_eq!(body, json!({"model": "chat", "messages": [{"role": "user", "content": SAID}]}));
+    assert_eq!(request.headers["authorization"], format!("Bearer {UPSTREAM_KEY}"));
+}
+
+#[tokio::test]
+async fn streamed_chat() {
+    // In pieces that respect neither events nor characters.
+    let script = Script::new().usage(7, 5).chop(7);
+    let (seen, _) = run(script, "stream", "chat").await;
+    assert_eq!(contents(&seen), ANSWERED);
+    let (ended, events) = seen.split_last().unwrap();
+    assert_eq!(*ended, json!({"ended": true}));
+    for event in events {
+        assert_part(event, &json!({"id": "chatcmpl-mock-1", "model": "chat"}));
+    }
+    // The role, the seven words, the reason why it stopped, the usage.
+    assert_eq!(events.len(), 1 + ANSWERED.split(' ').count() + 2);
+    let [.., stop, usage] = events else { unreachable!() };
+    assert_eq!((&stop["finish"], &stop["usage"]), (&json!("stop"), &json!(null)));
+    let used = json!({"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12});
+    assert_eq!((&usage["delta"], &usage["usage"]), (&json!(null), &used));
+}
+
+#[tokio::test]
+async fn many_streams_at_once() {
+    let (mock, upstream) = mock().await;
+    mock.script_for("chat", Script::new().pace(SHORT));
+    mock.script_for("chat-held", Script::new().words(10).hang_after(4));
+    let models = [model("chat", upstream, ""), model("chat-held", upstream, "")];
+    let gateway = Gateway::start("", &models).await;
+    let mut client = Client::start(&gateway, "many_streams", "chat").await;
+
+    let expected: Vec<_> = (0..MANY).map(|number| format!("You said: number {number} of many")).collect();
+    assert_eq!(client.line().await, json!({"contents": expected}));
+    assert_eq!(client.line().await, json!({"held": MANY}));
+    assert_eq!(mock.running(), MANY as u64);
+    client.go_on().await;
+    assert_eq!(client.line().await, json!({"closed": MANY}));
+    soon("the end of the streams", mock.until(|stats| stats.cancelled == MANY as u64)).await;
+    assert_eq!(client.rest().await, [json!(null); 0]);
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn embeddings() {
+    let (seen, mock) = run(Script::new(), "embeddings", "vendor/embed-3").await;
+    let [base64, floats, short, single] = &seen[..] else { panic!("{seen:?}") };
+    assert_part(base64, &json!({"model": "embed-3", "indices": [0, 1, 2]}));
+    assert_part(base64, &json!({"usage": {"prompt_tokens": 3, "total_tokens": 3}}));
+    // Numbers pass for what they are, in either coding.
+    assert_eq!(numbers(&base64["vectors"]), numbers(&floats["vectors"]));
+    let vectors = numbers(&base64["vectors"]);
+    assert_eq!(vectors.iter().map(Vec::len).collect::<Vec<_>>(), [16, 16, 16]);
+    assert!(vectors[0] == vectors[2] && vectors[0] != vectors[1]);
+    assert!(numbers(&short["vectors"]).iter().all(|vector| vector.len() == 5), "{short}");
+    assert_eq!(numbers(&single["vectors"]), [vectors[0].clone()]);
+
+    let bodies = mock.requests().into_iter().map(|request| serde_json::from_slice::<Value>(&request.body));
+    let formats: Vec<_> = bodies.map(|body| body.unwrap()["encoding_format"].clone()).collect();
+    assert_eq!(formats, ["base64", "float", "base64", "base64"]);
+}
+
+/// As precise as they were sent.
+fn numbers(vectors: &Value) -> Vec<Vec<f32>> {
+    serde_json::from_value(vectors.clone()).unwrap()
+}
+
+#[tokio::test]
+async fn models() {
+    let (seen, mock) = run(Script::new(), "models", "vendor/embed-3").await;
+    let [list, one, error] = &seen[..] else { panic!("{seen:?}") };
+    assert_eq!(*list, json!({"ids": ["chat", "vendor/embed-3", "watched"]}));
+    assert_eq!(*one, json!({"id": "vendor/embed-3"}));
+    assert_raised(error, "NotFoundError", &json!({"status": 404, "code": "model_not_found"}));
+    assert_message(error, "vendor/embed-3-not");
+    assert_eq!(mock.calls(), 0);
+}
+
+#[tokio::test]
+async fn an_unknown_model() {
+    let (error, mock) = fail(Script::new(), "chat", "gpt-9").await;
+    let fields = json!({
+        "status": 404, "type": "invalid_request_error", "code": "model_not_found", "param": "model",
+        "should_retry": "false",
+    });
+    assert_raised(&error, "NotFoundError", &fields);
+    assert_message(&error, "gpt-9");
+    assert_eq!(mock.calls(), 0);
+}
+
+#[tokio::test]
+async fn a_request_that_is_too_large() {
+    let (error, mock) = fail(Script::new(), "long_chat", "chat").await;
+    assert_raised(&error, "APIStatusError", &json!({"status": 413, "code": "request_too_large"}));
+    assert_eq!(mock.calls(), 0);
+}
+
+#[tokio::test]
+async fn rate_limited_by_the_upstream() {
+    let (error, _) = fail(Script::new().status(429).header("retry-after", "7"), "chat", "chat").await;
+    let fields = json!({"status": 429, "type": "rate_limit_error", "retry_after": "7", "should_retry": null});
+    assert_raised(&error, "RateLimitError", &fields);
+}
+
+#[tokio::test]
+async fn the_upstream_refuses_the_gateways_key() {
+    let body = json!({"error": {
+        "message": format!("Incorrect API key provided: {UPSTREAM_KEY}."),
+        "type": "invalid_request_error", "param": null, "code": "invalid_api_key",
+    }});
+    let script = Script::new().status(401).body(body.to_string());
+    let (error, _) = fail(script, "chat", "chat").await;
+    assert_raised(&error, "AuthenticationError", &json!({"status": 401, "code": "invalid_api_key"}));
+    assert!(!error.to_string().contains(&UPSTREAM_KEY[..12]), "{error}");
+}
+
+/// The client would try a 429 again, which cannot help here.
+#[tokio::test]
+async fn the_upstream_wants_money() {
+    let body = json!({"error": {
+        "message": "You exceeded your current quota.",
+        "type": "insufficient_quota", "param": null, "code": "insufficient_quota",
+    }});
+    let script = Script::new().status(429).body(body.to_string());
+    let (error, mock) = fail(script, "persistent_chat", "chat").await;
+    let fields = json!({"status": 429, "type": "insufficient_quota", "code": "insufficient_quota"});
+    assert_raised(&error, "RateLimitError", &fields);
+    assert_part(&error, &json!({"should_retry": "false"}));
+    assert_eq!(mock.calls(), 1);
+}
+
+#[tokio::test]
+async fn what_is_not_to_be_tried_again_is_not() {
+    let script = Script::new().status(503).header("x-should-retry", "false");
+    let (error, mock) = fail(script, "persistent_chat", "chat").await;
+    assert_raised(&error, "InternalServerError", &json!({"status": 503, "should_retry": "false"}));
+    assert_eq!(mock.calls(), 1);
+}
+
+#[tokio::test]
+async fn the_upstream_does_not_answer() {
+    let (error, mock) = fail(Script::new().hang(), "chat", "watched").await;
+    assert_raised(&error, "InternalServerError", &json!({"status": 504, "type": "timeout_error"}));
+    assert_message(&error, "300ms");
+    assert_eq!(mock.cancelled(), 1);
+}
+
+#[tokio::test]
+async fn the_client_does_not_wait() {
+    let impatient =
+        [("impatient_chat", Script::new().hang(), 0), ("impatient_stream", Script::new().hang_after(2), 2)];
+    for (scenario, script, events) in impatient {
+        let (gateway, mock) = gateway(script).await;
+        let mut client = Client::start(&gateway, scenario, "chat").await;
+        for _ in 0..events {
+            assert_part(&client.line().await, &json!({"finish": null}));
+        }
+        assert_raised(&client.line().await, "APITimeoutError", &json!({"status": null}));
+        soon("the client's timeout", mock.until(|stats| stats.cancelled == 1)).await;
+        assert_eq!(client.rest().await, [json!(null); 0]);
+        gateway.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn cancelling_in_mid_stream() {
+    let (gateway, mock) = gateway(Script::new().words(60_000).pace(SHORT)).await;
+    let mut client = Client::start(&gateway, "broken_off_stream", "chat").await;
+    for _ in 0..3 {
+        assert_part(&client.line().await, &json!({"finish": null}));
+    }
+    assert_eq!(client.line().await, json!({"closed": true}));
+    let stats = soon("the client's close", mock.until(|stats| stats.cancelled == 1)).await;
+    assert_eq!((stats.calls, stats.running, stats.completed), (1, 0, 0));
+    assert_eq!(client.rest().await, [json!(null); 0]);
+    gateway.stop().await;
+}
+
+/// A stream that goes wrong after four events: those come through, and then an exception that says so.
+async fn fail_in_mid_stream(script: Script, fields: Value, message: &str) {
+    let (seen, _) = run(script, "stream", "watched").await;
+    let (error, events) = seen.split_last().unwrap();
+    assert_raised(error, "APIError", &json!({"status": null}));
+    assert_part(error, &fields);
+    assert_message(error, message);
+    assert_eq!((events.len(), contents(events).as_str()), (4, "You said: Grüße "), "{events:?}");
+}
+
+#[tokio::test]
+async fn a_stream_that_is_cut() {
+    let fields = json!({"type": "api_error", "code": "upstream_error"});
+    fail_in_mid_stream(Script::new().fail_after(4), fields, "cut off").await;
+}
+
+#[tokio::test]
+async fn a_stream_that_stalls() {
+    let fields = json!({"type": "timeout_error", "code": "timeout"});
+    fail_in_mid_stream(Script::new().hang_after(4), fields, "300ms").await;
+}
+
+#[tokio::test]
+async fn a_stream_that_ends_too_early() {
+    let fields = json!({"type": "api_error", "code": "upstream_error"});
+    fail_in_mid_stream(Script::new().end_after(4), fields, "[DONE]").await;
+}
+
+#[tokio::test]
+async fn a_stream_with_garbage_in_it() {
+    let fields = json!({"type": "api_error", "code": "malformed_response"});
+    fail_in_mid_stream(Script::new().garbage_after(4), fields, "stream").await;
+}
+
+#[tokio::test]
+async fn a_stream_with_an_error_in_it() {
+    let error = r#"data: {"error":{"message":"The engine is overloaded","type":"server_error","param":null,"code":"engine_overloaded_error"}}"#;
+    let chunk = |text| {
+        format!(
+            "data: {}\n\n",
+            json!({"id": "1", "model": "m", "choices": [{"index": 0, "delta": {"content": text}}]})
+        )
+    };
+    let frames = [chunk("You "), chunk("said: "), chunk("Grüße "), chunk(""), format!("{error}\n\n")];
+    let script = Script::new().header("content-type", "text/event-stream").frames(frames);
+    fail_in_mid_stream(script, json!({"code": "engine_overloaded_error"}), "overloaded").await;
+}
