@@ -5,13 +5,17 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::Response;
+use bytes::Buf;
+use http::{Response, header::CONTENT_LENGTH};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
 use crate::{BoxError, Ending, Extent, Guard};
 
 /// A call is over when its response body has ended: for streams, and for whatever counts what is still under way.
+///
+/// A body has also ended when it has given as many bytes as `content-length` says: servers ask for no more. An answer to
+/// `HEAD` has a body that servers drop unread; it counts as cancelled unless it is empty.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct UntilBodyEnd;
 
@@ -23,7 +27,9 @@ where
     type Response<G: Guard> = Response<GuardedBody<B, G>>;
 
     fn hold<G: Guard>(&self, response: Response<B>, guard: G) -> Self::Response<G> {
-        response.map(|body| GuardedBody::new(body, guard))
+        let length =
+            response.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        response.map(|body| GuardedBody::with_length(body, guard, length))
     }
 }
 
@@ -37,19 +43,26 @@ pin_project! {
         #[pin]
         inner: B,
         guard: Option<G>,
+        // Bytes that are still to come, where somebody said how many there are.
+        left: Option<u64>,
     }
 }
 
 impl<B: Body, G: Guard> GuardedBody<B, G> {
     /// Ties `guard` to the end of `inner`.
     pub fn new(inner: B, guard: G) -> Self {
-        let guard = if inner.is_end_stream() {
+        Self::with_length(inner, guard, None)
+    }
+
+    /// As [`new`](Self::new), for a body that is over after `length` bytes, whether it says so or not.
+    pub fn with_length(inner: B, guard: G, length: Option<u64>) -> Self {
+        let guard = if inner.is_end_stream() || length == Some(0) {
             guard.settle(Ending::Complete);
             None
         } else {
             Some(guard)
         };
-        Self { inner, guard }
+        Self { inner, guard, left: length }
     }
 }
 
@@ -69,7 +82,10 @@ where
         let mut this = self.project();
         let item = match ready!(this.inner.as_mut().poll_frame(cx)) {
             Some(Ok(frame)) => {
-                if this.inner.is_end_stream() {
+                if let (Some(left), Some(data)) = (this.left.as_mut(), frame.data_ref()) {
+                    *left = left.saturating_sub(data.remaining() as u64);
+                }
+                if this.inner.is_end_stream() || *this.left == Some(0) {
                     settle(this.guard, Ending::Complete);
                 }
                 Some(Ok(frame))
@@ -189,6 +205,26 @@ mod tests {
         assert!(body.frame().now_or_never().flatten().is_some());
         assert!(log.take().is_empty(), "more could come");
         assert!(body.frame().now_or_never().flatten().is_none());
+        assert_eq!(log.take(), ["complete"]);
+    }
+
+    #[test]
+    fn the_last_byte_settles_a_body_whose_length_only_its_head_knows() {
+        let log = Log::default();
+        let frames =
+            || stream::iter(["ab", "c"].map(|text| Ok::<_, Infallible>(Frame::data(Bytes::from(text)))));
+        let response =
+            Response::builder().header("content-length", "3").body(StreamBody::new(frames())).unwrap();
+        let mut body = UntilBodyEnd.hold(response, log.guard()).into_body();
+        assert!(body.frame().now_or_never().flatten().is_some());
+        assert!(log.take().is_empty(), "a byte is missing");
+        assert!(body.frame().now_or_never().flatten().is_some());
+        drop(body);
+        assert_eq!(log.take(), ["complete"]);
+
+        let response =
+            Response::builder().header("content-length", "0").body(StreamBody::new(frames())).unwrap();
+        drop(UntilBodyEnd.hold(response, log.guard()));
         assert_eq!(log.take(), ["complete"]);
     }
 

@@ -1,7 +1,9 @@
 //! The headers in which HTTP services say when to come back.
 //!
 //! Read: `retry-after-ms`, `Retry-After` (seconds or a date), OpenAI's `x-ratelimit-{remaining,reset}-{requests,tokens}`
-//! with durations such as `6m0s`, and Anthropic's `anthropic-ratelimit-*` with RFC 3339 times. Written: `Retry-After`.
+//! with durations such as `6m0s`, the plain `x-ratelimit-{remaining,reset}` of many, whose reset may be a number of seconds
+//! or an instant since 1970 in seconds or milliseconds, and Anthropic's `anthropic-ratelimit-*` with RFC 3339 times.
+//! Written: `Retry-After`.
 
 use std::time::{Duration, SystemTime};
 
@@ -140,10 +142,13 @@ fn latest_reset(headers: &HeaderMap, now: &impl Fn() -> SystemTime) -> Option<Du
         .filter(|(remaining, _)| headers.get(*remaining).is_some_and(|value| value == "0"))
         .filter_map(|(_, reset)| {
             let reset = headers.get(*reset)?.to_str().ok()?;
-            parse_duration(reset).or_else(|| {
-                let then: jiff::Timestamp = reset.parse().ok()?;
-                Some(until(then.into(), now))
-            })
+            let then = |then: jiff::Timestamp| until(then.into(), now);
+            match reset.trim().parse::<i64>() {
+                // Nobody waits for 30 years: these are instants, in seconds (GitHub) or milliseconds (OpenRouter).
+                Ok(ms @ 1_000_000_000_000..) => jiff::Timestamp::from_millisecond(ms).ok().map(then),
+                Ok(seconds @ 1_000_000_000..) => jiff::Timestamp::from_second(seconds).ok().map(then),
+                _ => parse_duration(reset).or_else(|| reset.parse().ok().map(then)),
+            }
         })
         .max()
 }
@@ -208,6 +213,12 @@ mod tests {
             read(&[("x-ratelimit-remaining-tokens", "1"), ("x-ratelimit-reset-tokens", "6m0s")]),
             None
         );
+        let now = 1_741_305_600;
+        for (reset, wait) in [("30", 30), ("1741305607", 7), ("1741305609000", 9), ("1741305000", 0)] {
+            let headers = map(&[("x-ratelimit-remaining", "0"), ("x-ratelimit-reset", reset)]);
+            let read = retry_after_at(&headers, || UNIX_EPOCH + s(now));
+            assert_eq!(read, RetryAfter::After(s(wait)), "{reset}");
+        }
         assert_eq!(
             read(&[
                 ("anthropic-ratelimit-tokens-remaining", "0"),

@@ -109,20 +109,26 @@ pub struct Aligner {
     scanner: Scanner,
     partial: BytesMut,
     max_event: usize,
+    /// The event under way was too long when complete ones had to be given back first.
+    overflowed: bool,
 }
 
 impl Aligner {
     /// An aligner that refuses to hold back more than `max_event` bytes.
     pub fn new(max_event: usize) -> Self {
-        Self { scanner: Scanner::default(), partial: BytesMut::new(), max_event }
+        Self { scanner: Scanner::default(), partial: BytesMut::new(), max_event, overflowed: false }
     }
 
     /// Takes the next bytes of the stream and gives back all events that are now complete; empty if none is.
     ///
     /// # Errors
     ///
-    /// [`TooLong`] when the event under way is longer than allowed.
+    /// [`TooLong`] when the event under way is longer than allowed. Events that were complete come out first, and the
+    /// error with the next call.
     pub fn push(&mut self, mut chunk: Bytes) -> Result<Bytes, TooLong> {
+        if self.overflowed {
+            return Err(TooLong { max: self.max_event });
+        }
         let mut end = None;
         let mut from = 0;
         while let Some(next) = self.scanner.next_end(&chunk[from..]) {
@@ -134,7 +140,8 @@ impl Aligner {
             None => Bytes::new(),
         };
         if self.partial.len() + chunk.len() > self.max_event {
-            return Err(TooLong { max: self.max_event });
+            self.overflowed = true;
+            return if complete.is_empty() { Err(TooLong { max: self.max_event }) } else { Ok(complete) };
         }
         self.partial.extend_from_slice(&chunk);
         Ok(complete)

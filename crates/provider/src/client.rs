@@ -88,14 +88,16 @@ impl HttpTransport {
     }
 
     /// Starts a new, empty pool that keeps at most `max_idle` unused connections a host (default: 256; the oldest goes
-    /// first, 0 keeps none), none of them longer than `for_at_most` (default: 60 s).
+    /// first, 0 keeps none) and uses none that is older than `for_at_most` (default: 60 s). There is no task to close
+    /// those: they go when the pool is next used, at the latest that much later.
     #[must_use]
     pub fn keep_idle(mut self, max_idle: usize, for_at_most: Duration) -> Self {
         Arc::make_mut(&mut self.shared).pool = Arc::new(Pool::new(max_idle, for_at_most));
         self
     }
 
-    /// How many connections wait in the pool.
+    /// How many connections wait in the pool and are not too old to be used. One that its server has closed since is
+    /// counted until it is taken out.
     pub fn idle_connections(&self) -> usize {
         self.shared.pool.len()
     }

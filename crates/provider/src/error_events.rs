@@ -6,7 +6,10 @@ use std::{
 
 use bartizan_core::BoxError;
 use bytes::Bytes;
-use http::Response;
+use http::{
+    Response,
+    header::{CONTENT_ENCODING, CONTENT_LENGTH},
+};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
@@ -17,7 +20,8 @@ use crate::{error::event_of, media::is_event_stream};
 /// Tells a client of a stream that failed, in the stream: its error becomes its last event.
 ///
 /// Put it where responses leave for clients. Without it a server can only cut the connection when a stream fails, which
-/// many clients take for its end. Responses that are no event streams are left alone.
+/// many clients take for its end. Responses that are no event streams are left alone, and so are compressed ones: put
+/// compression outside.
 ///
 /// ```
 /// use bartizan_core::BoxError;
@@ -130,10 +134,21 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let response = ready!(this.future.poll(cx))?;
+        let mut response = ready!(this.future.poll(cx))?;
         let on_error = this.on_error.take().expect("polled after completion");
-        let applies = is_event_stream(response.headers());
-        Poll::Ready(Ok(response.map(|inner| ErrorEventsBody { inner, on_error, applies, failed: false })))
+        let headers = response.headers_mut();
+        let applies = is_event_stream(headers) && !headers.contains_key(CONTENT_ENCODING);
+        if applies {
+            // An event more than it counts may come.
+            headers.remove(CONTENT_LENGTH);
+        }
+        Poll::Ready(Ok(response.map(|inner| ErrorEventsBody {
+            inner,
+            on_error,
+            applies,
+            within_event: false,
+            failed: false,
+        })))
     }
 }
 
@@ -143,14 +158,19 @@ impl<Fut, F> fmt::Debug for ErrorEventsFuture<Fut, F> {
     }
 }
 
+/// How a frame ends that ends with an event. One that is not recognised costs an empty line.
+const ENDINGS: [&[u8]; 3] = [b"\n\n", b"\r\n\r\n", b"\r\r"];
+
 pin_project! {
     /// The response body of [`ErrorEvents`].
     pub struct ErrorEventsBody<B, F> {
         #[pin]
         inner: B,
         on_error: F,
-        // It is an event stream.
+        // It is an event stream, and nothing is wrapped around it.
         applies: bool,
+        // What came last is not the end of an event.
+        within_event: bool,
         failed: bool,
     }
 }
@@ -174,7 +194,12 @@ where
         }
         let error = match ready!(this.inner.poll_frame(cx)) {
             Some(Err(error)) => error.into(),
-            Some(Ok(frame)) => return Poll::Ready(Some(Ok(frame))),
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref().filter(|data| !data.is_empty()) {
+                    *this.within_event = !ENDINGS.iter().any(|ending| data.ends_with(ending));
+                }
+                return Poll::Ready(Some(Ok(frame)));
+            }
             None => return Poll::Ready(None),
         };
         (this.on_error)(&error);
@@ -182,7 +207,10 @@ where
             return Poll::Ready(Some(Err(error)));
         }
         *this.failed = true;
-        Poll::Ready(Some(Ok(Frame::data(event_of(&*error)))))
+        let event = event_of(&*error);
+        // Half an event must not swallow this one.
+        let event = if *this.within_event { [b"\n\n", &event[..]].concat().into() } else { event };
+        Poll::Ready(Some(Ok(Frame::data(event))))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -4,9 +4,13 @@ use std::{
     task::{Context, Poll},
 };
 
-use bartizan_core::{BoxError, sse::Aligner};
+use bartizan_core::{
+    BoxError,
+    sse::{Aligner, Decoder},
+};
 use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame};
+use memchr::memmem;
 use pin_project_lite::pin_project;
 
 use crate::{Class, Error, limits::Watch};
@@ -25,8 +29,7 @@ pin_project! {
         inner: B,
         aligner: Aligner,
         watch: Watch,
-        // The stream said `[DONE]`, so it may end.
-        done: bool,
+        said: Said,
         state: State,
     }
 }
@@ -41,7 +44,7 @@ enum State {
 
 impl<B> Events<B> {
     pub(crate) fn new(inner: B, watch: Watch) -> Self {
-        Self { inner, aligner: Aligner::new(MAX_EVENT), watch, done: false, state: State::Open }
+        Self { inner, aligner: Aligner::new(MAX_EVENT), watch, said: Said::default(), state: State::Open }
     }
 }
 
@@ -64,30 +67,35 @@ where
                     let Ok(chunk) = frame.into_data() else { continue };
                     match this.aligner.push(chunk) {
                         Ok(events) => {
-                            if let Err(error) = pass_on(events, &mut run, this.done) {
-                                *this.state = end(*this.done, Some(error));
+                            if let Err(error) = this.said.pass_on(events, &mut run) {
+                                *this.state = end(this.said.done, Some(error));
                             }
                         }
                         Err(too_long) => {
-                            let error = Error::new(
-                                Class::Malformed,
-                                format!("the upstream's stream is broken: {too_long}"),
-                            );
-                            *this.state = State::Failed(Some(error));
+                            let message = format!("the upstream's stream is broken: {too_long}");
+                            *this.state = end(this.said.done, Some(Error::new(Class::Malformed, message)));
                         }
                     }
                 }
                 Poll::Ready(None) => {
-                    let last = pass_on(this.aligner.finish(), &mut run, this.done);
-                    *this.state = end(*this.done, last.err());
+                    let last = this.said.pass_on(this.aligner.finish(), &mut run);
+                    *this.state = end(this.said.done, last.err());
                 }
-                Poll::Ready(Some(Err(error))) => *this.state = end(*this.done, Some(of_body(error.into()))),
+                Poll::Ready(Some(Err(error))) => {
+                    *this.state = end(this.said.done, Some(of_body(error.into())));
+                }
                 Poll::Pending if !run.is_empty() => break,
                 Poll::Pending => match this.watch.poll_over(cx) {
-                    Poll::Ready(error) => *this.state = end(*this.done, Some(error)),
+                    Poll::Ready(error) => *this.state = end(this.said.done, Some(error)),
                     Poll::Pending => return Poll::Pending,
                 },
             }
+        }
+        if matches!(this.state, State::Open)
+            && let Some(error) = this.watch.total_over()
+        {
+            // It never had to be waited for, so no timer had a chance to ring.
+            *this.state = end(this.said.done, Some(error));
         }
         if let Some(bytes) = run.take() {
             return Poll::Ready(Some(Ok(Frame::data(bytes))));
@@ -107,28 +115,39 @@ where
     }
 }
 
-/// Puts whole events into the run, up to the first thing that no client could read.
-fn pass_on(events: Bytes, run: &mut Run, done: &mut bool) -> Result<(), Error> {
-    if events.is_empty() {
-        return Ok(());
-    }
-    if *done {
+/// What the stream has said so far.
+#[derive(Clone, Copy, Debug, Default)]
+struct Said {
+    anything: bool,
+    /// `[DONE]`, so it may end.
+    done: bool,
+}
+
+impl Said {
+    /// Puts whole events into the run, up to the first thing that no client could read.
+    fn pass_on(&mut self, mut events: Bytes, run: &mut Run) -> Result<(), Error> {
+        if events.is_empty() {
+            return Ok(());
+        }
+        let mut result = Ok(());
+        if !self.done {
+            if !self.anything && !looks_like_events(&events) {
+                let message = "the upstream's stream is not made of server-sent events";
+                return Err(Error::new(Class::Malformed, message));
+            }
+            if let Err(garbage) = str::from_utf8(&events) {
+                // What was whole before it.
+                events.truncate(garbage.valid_up_to());
+                events = Aligner::new(usize::MAX).push(events).unwrap_or_default();
+                let message = "the upstream's stream has an event in it that is not UTF-8";
+                result = Err(Error::new(Class::Malformed, message).with_source(garbage));
+            }
+            self.done = has_done(&events);
+        }
+        self.anything = true;
         run.push(events);
-        return Ok(());
+        result
     }
-    if !looks_like_events(&events) {
-        return Err(Error::new(Class::Malformed, "the upstream's stream is not made of server-sent events"));
-    }
-    let Err(garbage) = str::from_utf8(&events) else {
-        *done = ends_with_done(&events);
-        run.push(events);
-        return Ok(());
-    };
-    let good = Aligner::new(usize::MAX).push(events.slice(..garbage.valid_up_to())).unwrap_or_default();
-    *done = ends_with_done(&good);
-    run.push(good);
-    Err(Error::new(Class::Malformed, "the upstream's stream has an event in it that is not UTF-8")
-        .with_source(garbage))
 }
 
 /// After `[DONE]` nothing that goes wrong matters to the client any more.
@@ -152,11 +171,17 @@ fn of_body(error: BoxError) -> Error {
     }
 }
 
-/// Whether a run of events ends with the event by which OpenAI's streams say that they are complete.
-fn ends_with_done(events: &[u8]) -> bool {
-    let Some(line) = events.trim_ascii_end().strip_suffix(b"[DONE]") else { return false };
-    let Some(before) = line.trim_ascii_end().strip_suffix(b"data:") else { return false };
-    matches!(before.last(), None | Some(b'\n' | b'\r'))
+/// Whether the event by which OpenAI's streams say that they are complete is among these.
+fn has_done(events: &Bytes) -> bool {
+    // Events are taken apart only if the word is there at all, which it is once in a stream.
+    if memmem::find(events, b"[DONE]").is_none() {
+        return false;
+    }
+    let mut decoder = Decoder::new(usize::MAX);
+    // They are whole, so what follows a last `\r` can only end it.
+    decoder.push([events, &b"\n"[..]].concat().into());
+    let mut events = std::iter::from_fn(|| decoder.next_event().ok().flatten());
+    events.any(|event| event.data().is_some_and(|data| data.trim_ascii() == b"[DONE]"))
 }
 
 /// Whether `events` begin as an event can begin. An HTML page, or anything else that is no event stream, does not.
@@ -202,6 +227,6 @@ impl Run {
 
 impl<B: fmt::Debug> fmt::Debug for Events<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Events").field("inner", &self.inner).field("done", &self.done).finish_non_exhaustive()
+        f.debug_struct("Events").field("inner", &self.inner).field("said", &self.said).finish_non_exhaustive()
     }
 }

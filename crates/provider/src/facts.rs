@@ -135,6 +135,15 @@ impl Facts {
         self.estimated_tokens
     }
 
+    /// Whether these facts can still be those of `body`: the model's name stands where they say.
+    pub(crate) fn describe(&self, body: &[u8]) -> bool {
+        let Some(raw) = body.get(self.model_span()).filter(|raw| !raw.is_empty()) else { return false };
+        // Names have no escapes, as a rule.
+        let plain = raw.strip_prefix(b"\"").and_then(|raw| raw.strip_suffix(b"\""));
+        plain == Some(self.model.as_bytes())
+            || serde_json::from_slice::<String>(raw).is_ok_and(|name| name == *self.model)
+    }
+
     /// The body with another model's name in it, every other byte as it was. Without parsing.
     ///
     /// `body` must be the one that these facts were read from. Asked for the name that is there already, or where there

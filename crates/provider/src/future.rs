@@ -7,7 +7,11 @@ use std::{
 
 use bartizan_core::BoxError;
 use bytes::Bytes;
-use http::{HeaderValue, Response, header::CONTENT_ENCODING, response::Parts};
+use http::{
+    HeaderName, HeaderValue, Response, StatusCode,
+    header::{CONTENT_ENCODING, CONTENT_LANGUAGE, ETAG, LAST_MODIFIED},
+    response::Parts,
+};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use serde::Deserialize;
@@ -23,6 +27,9 @@ use crate::{
     service::{Upstream, clean_response, of_transport},
 };
 
+const CONTENT_DIGEST: HeaderName = HeaderName::from_static("content-digest");
+const REPR_DIGEST: HeaderName = HeaderName::from_static("repr-digest");
+
 /// The longest error response that is read, in bytes.
 const MAX_ERROR: u64 = 64 * 1024;
 
@@ -31,6 +38,8 @@ pin_project! {
     pub struct ResponseFuture<F, B> {
         #[pin]
         state: State<F, B>,
+        // The answer to a HEAD has nothing to check.
+        head_only: bool,
         upstream: Arc<Upstream>,
     }
 }
@@ -55,13 +64,13 @@ struct Reading {
 }
 
 impl<F, B> ResponseFuture<F, B> {
-    pub(crate) fn new(future: F, upstream: Arc<Upstream>) -> Self {
+    pub(crate) fn new(future: F, head_only: bool, upstream: Arc<Upstream>) -> Self {
         let watch = Watch::start(upstream.limits);
-        Self { state: State::Head { future, watch }, upstream }
+        Self { state: State::Head { future, watch }, head_only, upstream }
     }
 
     pub(crate) fn failed(error: Error, upstream: Arc<Upstream>) -> Self {
-        Self { state: State::Failed { error }, upstream }
+        Self { state: State::Failed { error }, head_only: false, upstream }
     }
 }
 
@@ -89,6 +98,13 @@ where
                         unreachable!("the state was looked at above")
                     };
                     let (mut head, body) = response.into_parts();
+                    if *this.head_only || head.status == StatusCode::NO_CONTENT {
+                        clean_response(&mut head.headers);
+                        return Poll::Ready(Ok(Response::from_parts(
+                            head,
+                            ResponseBody::whole(Frames::default()),
+                        )));
+                    }
                     let kind = Kind::of(&head)?;
                     clean_response(&mut head.headers);
                     if let Kind::Events = kind {
@@ -223,6 +239,11 @@ impl Reading {
         } else {
             let (told, _) = error.to_response().into_parts();
             self.head.status = told.status;
+            // What was said of the bytes that are gone.
+            for name in [CONTENT_ENCODING, CONTENT_LANGUAGE, ETAG, LAST_MODIFIED, CONTENT_DIGEST, REPR_DIGEST]
+            {
+                self.head.headers.remove(name);
+            }
             for (name, value) in &told.headers {
                 self.head.headers.insert(name, value.clone());
             }

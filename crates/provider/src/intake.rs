@@ -9,7 +9,7 @@ use bartizan_core::BoxError;
 use bytes::{Buf, Bytes, BytesMut};
 use http::{
     HeaderMap, HeaderName, Method, Request, StatusCode,
-    header::{CONTENT_LENGTH, CONTENT_TYPE},
+    header::{CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING},
     request::Parts,
 };
 use http_body::Body;
@@ -36,7 +36,8 @@ const MAX_RESERVE: u64 = 64 * 1024;
 /// | a body that is too large | 413 |
 /// | a `POST` with a body that is not called JSON by its `content-type` | 415 |
 ///
-/// The body of a `GET` or `HEAD` is not read; the inner service gets an empty one.
+/// The body of a `GET` or `HEAD` is not read; the inner service gets an empty one. `content-length` and
+/// `transfer-encoding`, which say how the body came, are taken away.
 ///
 /// ```
 /// use bartizan_provider::{Error, Facts, IntakeLayer};
@@ -219,6 +220,9 @@ struct Head {
 impl Head {
     fn with_body(self, mut parts: Parts, body: Bytes) -> Result<Request<Bytes>, Error> {
         let facts = Facts::read(self.operation, &body)?;
+        // How the body came says nothing any more, and less than nothing where it was not read.
+        parts.headers.remove(CONTENT_LENGTH);
+        parts.headers.remove(TRANSFER_ENCODING);
         parts.extensions.insert(match self.tenant {
             Some(tenant) => facts.with_tenant(tenant),
             None => facts,

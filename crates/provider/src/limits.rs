@@ -28,10 +28,10 @@ pub struct Limits {
     pub head: Duration,
     /// From the head of the response to the first frame of its body. Default: 60 s.
     pub first_frame: Duration,
-    /// From one frame to the next. A reader that takes its time is not the upstream's fault and is not counted.
-    /// Default: 60 s.
+    /// From one frame to the next. A reader that takes its time is not the upstream's fault and is not counted; to
+    /// bound that time is up to whoever writes to it. Default: 60 s.
     pub idle: Duration,
-    /// From the call to the end of the body. Default: 600 s.
+    /// From the call to the end of the body, seen whenever the body is polled. Default: 600 s.
     pub total: Duration,
 }
 
@@ -101,6 +101,15 @@ impl Watch {
             self.timer.as_mut().reset(due);
         }
         Poll::Pending
+    }
+
+    /// The error of a call that has lasted too long, however busy it is.
+    pub(crate) fn total_over(&mut self) -> Option<Error> {
+        if Instant::now() < self.total_at {
+            return None;
+        }
+        self.due = Some(self.total_at);
+        Some(self.over())
     }
 
     fn due(&mut self) -> Instant {

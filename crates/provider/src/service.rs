@@ -7,10 +7,10 @@ use std::{
 use bartizan_core::BoxError;
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Request, Response, Uri,
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri,
     header::{
         ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, FORWARDED, HOST,
-        PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+        PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
     },
     uri::PathAndQuery,
 };
@@ -26,7 +26,8 @@ use crate::{Class, Error, Facts, Limits, Operation, ResponseBody, ResponseFuture
 /// Requests are `http::Request<Bytes>` in OpenAI's JSON to paths below `/v1/`; responses come back byte for byte, event
 /// streams included. What changes on the way out is the URL, the authorization and, with [`model`](Self::model), the
 /// model's name, spliced into the body without parsing it a second time when the request carries its [`Facts`].
-/// The caller's own credentials, cookies and hop-by-hop headers stay behind; so do the upstream's cookies.
+/// The headers with the caller's own credentials, cookies and whereabouts stay behind, and those of the connection; so do
+/// the upstream's cookies.
 ///
 /// `T` is any HTTP transport; `HttpTransport` (feature `client`) is the one made for it.
 ///
@@ -44,7 +45,7 @@ use crate::{Class, Error, Facts, Limits, Operation, ResponseBody, ResponseFuture
 /// [`Error`], by [`Class`]: the request's address cannot be built, the transport failed, a [limit](Limits) is over, the
 /// answer is malformed. An error *response* of the upstream is no error but a response with its status, as with any
 /// HTTP service; the [`Error`] that it means rides in its extensions as `Arc<Error>`, so nobody has to parse it again.
-/// Keys that it quotes are taken out.
+/// Keys that an error response quotes are taken out.
 ///
 /// # Example
 ///
@@ -159,6 +160,9 @@ impl<T> Provider<T> {
     }
 
     /// Asks for this model, whatever the request names. Default: the request's.
+    ///
+    /// A request with a body that names no model, whatever its path, is then an [`Error`] of class
+    /// [`BadRequest`](Class::BadRequest).
     #[must_use]
     pub fn model(mut self, model: impl Into<Arc<str>>) -> Self {
         self.upstream_mut().model = Some(model.into());
@@ -187,7 +191,7 @@ impl<T> Provider<T> {
 
 impl<T, B> Service<Request<Bytes>> for Provider<T>
 where
-    T: Service<Request<Full<Bytes>>, Response = Response<B>>,
+    T: Service<Request<Full<Bytes>>, Response = Response<B>> + Clone,
     T::Error: Into<BoxError>,
     B: Body<Data = Bytes>,
     B::Error: Into<BoxError>,
@@ -201,9 +205,16 @@ where
     }
 
     fn call(&mut self, request: Request<Bytes>) -> Self::Future {
+        let head_only = request.method() == Method::HEAD;
         match self.upstream.outgoing(request) {
-            Ok(request) => ResponseFuture::new(self.transport.call(request), self.upstream.clone()),
-            Err(error) => ResponseFuture::failed(error, self.upstream.clone()),
+            Ok(request) => {
+                ResponseFuture::new(self.transport.call(request), head_only, self.upstream.clone())
+            }
+            Err(error) => {
+                // Gives back what the transport granted: a call that is not made must not keep a permit.
+                self.transport = self.transport.clone();
+                ResponseFuture::failed(error, self.upstream.clone())
+            }
         }
     }
 }
@@ -226,8 +237,10 @@ impl Upstream {
             && !body.is_empty()
         {
             body = match parts.extensions.get::<Facts>() {
-                Some(facts) => rename(facts, &body, model),
-                None => rename(&Facts::read(Operation::of_path(parts.uri.path()), &body)?, &body, model),
+                Some(facts) if facts.describe(&body) => facts.rename(&body, model),
+                // Nobody has read this body, or somebody has changed it. Whatever the path, it names its model as a
+                // chat does, or it does not go out: not with our key and a model of the caller's choice.
+                _ => Facts::read(Operation::Chat, &body)?.rename(&body, model),
             };
         }
         parts.uri = self.base.join(&parts.uri)?;
@@ -244,13 +257,10 @@ impl Upstream {
     }
 }
 
-fn rename(facts: &Facts, body: &Bytes, model: &str) -> Bytes {
-    if facts.model() == model { body.clone() } else { facts.rename(body, model) }
-}
-
 impl Base {
     fn parse(base_url: &str) -> Result<Self, Error> {
-        let wrong = |what: &str| Error::new(Class::BadRequest, format!("the base URL {base_url:?} {what}"));
+        // The URL is not quoted: whoever puts a key into one does not want to read it in a log.
+        let wrong = |what: &str| Error::new(Class::BadRequest, format!("the base URL {what}"));
         let uri: Uri =
             base_url.parse().map_err(|error| wrong("is no URL").with_source(BoxError::from(error)))?;
         let parts = uri.into_parts();
@@ -261,10 +271,7 @@ impl Base {
             return Err(wrong("is neither http nor https"));
         }
         if authority.as_str().contains('@') {
-            return Err(Error::new(
-                Class::BadRequest,
-                "the base URL has credentials in it: they belong in the API key",
-            ));
+            return Err(wrong("has credentials in it: they belong in the API key"));
         }
         let path = parts.path_and_query.unwrap_or(PathAndQuery::from_static("/"));
         if path.query().is_some() {
@@ -278,11 +285,9 @@ impl Base {
     /// The upstream's URL for a path below `/v1`.
     fn join(&self, uri: &Uri) -> Result<Uri, Error> {
         let asked = uri.path_and_query().map_or("/", PathAndQuery::as_str);
-        let rest = asked.strip_prefix("/v1").filter(|rest| rest.starts_with('/'));
-        let Some(rest) =
-            rest.filter(|rest| !rest.split(['?', '#']).next().unwrap_or_default().contains(".."))
-        else {
-            return Err(Error::new(Class::NotFound, format!("no path {:?} in this API", uri.path())));
+        let rest = asked.strip_prefix("/v1").filter(|rest| rest.starts_with('/') && stays_below(rest));
+        let Some(rest) = rest else {
+            return Err(Error::new(Class::NotFound, "there is no such path in this API"));
         };
         let mut parts = self.origin.clone().into_parts();
         let joined = PathAndQuery::from_maybe_shared(Bytes::from([self.path.as_str(), rest].concat()));
@@ -293,6 +298,14 @@ impl Base {
             Error::new(Class::NotFound, "the path does not fit into a URL").with_source(BoxError::from(error))
         })
     }
+}
+
+/// Whether a path leads nowhere but down, also for servers that decode it before they look at its segments.
+fn stays_below(path_and_query: &str) -> bool {
+    let path = path_and_query.split('?').next().unwrap_or_default().to_ascii_lowercase();
+    let hides_a_slash = path.contains('\\') || path.contains("%2f") || path.contains("%5c");
+    let climbs = |segment: &str| matches!(segment.replace("%2e", ".").as_str(), "." | "..");
+    !hides_a_slash && !path.split('/').any(climbs)
 }
 
 /// Headers about the connection, not the message.
@@ -308,7 +321,7 @@ const HOP_BY_HOP: [HeaderName; 8] = [
 ];
 
 /// What the caller tells us and not the upstream: whom it is, where it is, whom it pays.
-const OURS: [HeaderName; 14] = [
+const OURS: [HeaderName; 19] = [
     HOST,
     CONTENT_LENGTH,
     EXPECT,
@@ -318,7 +331,12 @@ const OURS: [HeaderName; 14] = [
     FORWARDED,
     HeaderName::from_static("api-key"),
     HeaderName::from_static("x-api-key"),
+    HeaderName::from_static("x-goog-api-key"),
+    VIA,
     HeaderName::from_static("x-forwarded-for"),
+    HeaderName::from_static("x-forwarded-host"),
+    HeaderName::from_static("x-forwarded-proto"),
+    HeaderName::from_static("x-forwarded-port"),
     HeaderName::from_static("x-real-ip"),
     // With another's key these name an account that the key is not of.
     HeaderName::from_static("openai-organization"),

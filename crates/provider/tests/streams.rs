@@ -4,7 +4,7 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use bartizan_core::{BoxError, RetryAfter};
-use bartizan_provider::{Class, Error, ErrorEventsLayer, Limits, Provider, ResponseBody};
+use bartizan_provider::{Class, Error, ErrorEventsLayer, Facts, Limits, Operation, Provider, ResponseBody};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::{Body, Frame};
@@ -122,6 +122,19 @@ async fn events_that_came_with_the_error_come_before_it() {
     assert_eq!(told(ended).0, Class::Upstream);
 }
 
+/// More than an event may have.
+const LONG: &str = match str::from_utf8(&[b'x'; 1024 * 1024 + 1]) {
+    Ok(long) => long,
+    Err(_) => unreachable!(),
+};
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_does_not_end_is_refused_after_those_that_did() {
+    let (frames, ended) = stream(&[Say("data: 1\n\n"), Say(LONG)]).await;
+    assert_eq!(frames, ["data: 1\n\n"]);
+    assert_eq!(told(ended).0, Class::Malformed);
+}
+
 #[tokio::test(start_paused = true)]
 async fn after_done_nothing_can_fail() {
     for body in [
@@ -129,6 +142,10 @@ async fn after_done_nothing_can_fail() {
         &[Say("data: 1\r\n\r\ndata:[DONE]\r\n\r\n")],
         &[Say("data: [DONE]\n\n"), Wait(1), Say(": bye"), Hang],
         &[Say("data: [DONE]\n\n"), Wait(1), Say(": bye\n\n")],
+        &[Say("data: 1\n\ndata: [DONE]\n\n: ping\n\n"), Hang],
+        &[Say("data: [DONE]\nid: 5\n\n"), Cut],
+        &[Say("data: [DONE]\n\nevent: done\ndata: {}\n\n"), Cut],
+        &[Say("data: [DONE]\n\n"), Wait(1), Say(LONG)],
         &[Say("data: [DONE]\n\r")],
     ] {
         assert!(stream(body).await.1.is_none());
@@ -137,8 +154,13 @@ async fn after_done_nothing_can_fail() {
 
 #[tokio::test(start_paused = true)]
 async fn text_that_only_mentions_done_is_not_the_end() {
-    let (_, ended) = stream(&[Say("data: and then it said data: [DONE]\n\n")]).await;
-    assert_eq!(told(ended).0, Class::Upstream);
+    for body in [
+        &[Say("data: and then it said data: [DONE]\n\n")][..],
+        &[Say("data:\n[DONE]\n\n")],
+        &[Say("data: {\"x\":1,\ndata: [DONE]\n\n")],
+    ] {
+        assert_eq!(told(stream(body).await.1).0, Class::Upstream);
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -146,9 +168,9 @@ async fn garbage_is_malformed() {
     let (frames, ended) = stream(&[Say("<html>\n\n<body>502 Bad Gateway</body>\n\n")]).await;
     assert!(frames.is_empty());
     assert_eq!(told(ended).0, Class::Malformed);
-    let (frames, ended) = stream(&[Say("data: 1\n\n"), Wait(1), Say("\u{0}\u{1}\u{2}\n\n")]).await;
-    assert_eq!(frames, ["data: 1\n\n"]);
-    assert_eq!(told(ended).0, Class::Malformed);
+    // A field that nobody knows is none of it, the standard says.
+    let (_, ended) = stream(&[Say("data: 1\n\n"), Wait(1), Say("x: y\ndata: [DONE]\n\n")]).await;
+    assert!(ended.is_none());
 }
 
 #[tokio::test(start_paused = true)]
@@ -183,6 +205,26 @@ async fn the_total_limit_counts_from_the_call_and_ends_a_stream_that_only_drips(
     let error = response.collect().await.unwrap_err();
     assert_eq!((error.class(), error.message()), (Class::Timeout, "the upstream was not done within 120s"));
     assert_eq!(started.elapsed().as_secs(), 120);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_total_limit_ends_a_stream_that_never_runs_dry() {
+    let transport = service_fn(|_: Request<Full<Bytes>>| async {
+        let body = StreamBody::new(futures_util::stream::repeat_with(|| {
+            Ok::<_, BoxError>(Frame::data(Bytes::from_static(b"data: 1\n\n")))
+        }));
+        Ok::<_, BoxError>(Response::builder().header("content-type", "text/event-stream").body(body).unwrap())
+    });
+    let limits = Limits { total: Duration::from_secs(10), ..Limits::default() };
+    let mut provider = Provider::new(transport, "http://upstream.example/v1").unwrap().limits(limits);
+    let mut body = provider.ready().await.unwrap().call(question()).await.unwrap().into_body();
+    let error = loop {
+        match body.frame().await.expect("not a silent end") {
+            Ok(_) => sleep(Duration::from_secs(1)).await,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.message(), "the upstream was not done within 10s");
 }
 
 #[tokio::test(start_paused = true)]
@@ -340,6 +382,90 @@ async fn a_clients_headers_stay_behind_and_the_upstreams_do_too() {
     assert_eq!(names, ["content-type", "x-request-id"]);
 }
 
+/// What a provider with a model of its own makes of a request.
+async fn renamed(request: Request<Bytes>) -> Result<String, Error> {
+    let transport = service_fn(|request: Request<Full<Bytes>>| async move {
+        let echo = request.into_body();
+        let response = Response::builder().header("content-type", "application/json");
+        Ok::<_, BoxError>(response.body(echo).unwrap())
+    });
+    let mut provider = Provider::new(transport, "http://upstream.example/v1").unwrap().model("cheap");
+    let response = provider.ready().await?.call(request).await?;
+    Ok(String::from_utf8(response.into_body().collect().await?.to_bytes().into()).unwrap())
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_path_gets_around_the_providers_model() {
+    for path in ["/v1/chat/completions", "/v1/completions", "/v1/chat/completions/", "/v1//chat/completions"]
+    {
+        let request = Request::post(path).body(Bytes::from_static(br#"{"n":1,"model":"dear"}"#)).unwrap();
+        assert_eq!(renamed(request).await.unwrap(), r#"{"n":1,"model":"cheap"}"#, "{path}");
+        let request = Request::post(path).body(Bytes::from_static(br#"{"n":1}"#)).unwrap();
+        assert_eq!(renamed(request).await.unwrap_err().class(), Class::BadRequest, "{path}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn facts_of_another_body_are_not_trusted() {
+    let facts = Facts::read(Operation::Chat, &Bytes::from_static(br#"{"model":"fast","n":1}"#)).unwrap();
+    for (body, expected) in [
+        (r#"{"model":"gpt-4o-mini-2024","n":1}"#, r#"{"model":"cheap","n":1}"#),
+        (r#"{"model":"f"}"#, r#"{"model":"cheap"}"#),
+        (r#"{"model":"fast","n":1}"#, r#"{"model":"cheap","n":1}"#),
+    ] {
+        let mut request = Request::post("/v1/chat/completions").body(Bytes::from(body)).unwrap();
+        request.extensions_mut().insert(facts.clone());
+        assert_eq!(renamed(request).await.unwrap(), expected);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_is_not_made_gives_the_transports_permit_back() {
+    let transport =
+        service_fn(|_: Request<Full<Bytes>>| std::future::pending::<Result<Response<Script>, BoxError>>());
+    let transport = tower::limit::ConcurrencyLimit::new(transport, 1);
+    let mut one = Provider::new(transport, "http://upstream.example/v1").unwrap();
+    let mut other = one.clone();
+    let nowhere = Request::get("/nowhere").body(Bytes::new()).unwrap();
+    assert!(one.ready().await.unwrap().call(nowhere).await.is_err());
+    let ready = tokio::time::timeout(Duration::from_secs(1), other.ready()).await;
+    assert!(ready.is_ok(), "the permit is still held");
+}
+
+#[tokio::test(start_paused = true)]
+async fn answers_without_a_body_have_nothing_to_check() {
+    assert_eq!(ask(204, &[], &[]).await.unwrap().status(), 204);
+    let transport = service_fn(|_: Request<Full<Bytes>>| {
+        let response = Response::builder().header("content-type", "application/json");
+        std::future::ready(Ok::<_, BoxError>(response.body(script(&[])).unwrap()))
+    });
+    let mut provider = Provider::new(transport, "http://upstream.example/v1").unwrap();
+    let head = Request::head("/v1/models").body(Bytes::new()).unwrap();
+    assert_eq!(provider.ready().await.unwrap().call(head).await.unwrap().status(), 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replaced_error_body_has_headers_of_its_own() {
+    const ZIPPED: &[(&str, &str)] =
+        &[("content-type", "text/plain"), ("content-encoding", "gzip"), ("etag", "x")];
+    let response = ask(502, ZIPPED, &[Say("\u{1f}not ours to read")]).await.unwrap();
+    assert!(!response.headers().contains_key("content-encoding") && !response.headers().contains_key("etag"));
+    assert_eq!(response.headers()["content-type"], "application/json");
+}
+
+#[tokio::test(start_paused = true)]
+async fn half_an_event_does_not_swallow_the_error_event() {
+    let inner = service_fn(|()| {
+        let response =
+            Response::builder().header("content-type", "text/event-stream").header("content-length", "99");
+        std::future::ready(response.body(script(&[Say("data: {\"a\":"), Cut])))
+    });
+    let response = ErrorEventsLayer::new().layer(inner).oneshot(()).await.unwrap();
+    assert!(!response.headers().contains_key("content-length"));
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    assert!(body.starts_with(b"data: {\"a\":\n\ndata: {\"error\":"), "{body:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_error_becomes_an_event_where_streams_leave() {
     let inner = service_fn(|()| ask(200, EVENTS, &[Say("data: 1\n\n"), Wait(1), Cut]));
@@ -354,10 +480,20 @@ async fn an_error_becomes_an_event_where_streams_leave() {
 
 #[tokio::test(start_paused = true)]
 async fn addresses_that_cannot_be_are_refused() {
-    for base in ["", "upstream", "/v1", "ftp://x/v1", "http://x/v1?a=b", "http://user:pw@x/v1", "http://"] {
+    for base in [
+        "",
+        "upstream",
+        "/v1",
+        "ftp://x/v1",
+        "http://x/v1?key=pw",
+        "http://user:pw@x/v1",
+        "htps://user:pw@x/v1",
+        "http://user:p w@x/v1",
+        "http://",
+    ] {
         let error = Provider::new((), base).unwrap_err();
         assert_eq!(error.class(), Class::BadRequest, "{base}");
-        assert!(!error.message().contains("pw"));
+        assert!(!error.message().contains("pw") && !error.message().contains("p w"), "{error}");
     }
     let transport = service_fn(|request: Request<Full<Bytes>>| async move {
         let body = Bytes::from(format!("{{\"{}\":1}}", request.uri()));
@@ -369,7 +505,20 @@ async fn addresses_that_cannot_be_are_refused() {
     let response = provider.ready().await.unwrap().call(get("/v1/models?limit=2")).await.unwrap();
     let body = response.into_body().collect().await.unwrap().to_bytes();
     assert_eq!(body, "{\"https://upstream.example/llm/v1/models?limit=2\":1}");
-    for path in ["/", "/v1", "/v2/models", "/v1/../admin", "/v1beta/models"] {
+    let response = provider.ready().await.unwrap().call(get("/v1/models/foo..bar?x=../..")).await.unwrap();
+    assert_eq!(response.status(), 200, "two dots are no harm within a name");
+    for path in [
+        "/",
+        "/v1",
+        "/v2/models",
+        "/v1/../admin",
+        "/v1/%2e%2E/admin",
+        "/v1/.%2e/admin",
+        "/v1/./admin",
+        "/v1/a%2f..%2fadmin",
+        "/v1/..%5cadmin",
+        "/v1beta/models",
+    ] {
         let error = provider.ready().await.unwrap().call(get(path)).await.unwrap_err();
         assert_eq!(error.class(), Class::NotFound, "{path}");
     }

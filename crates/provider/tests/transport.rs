@@ -1,17 +1,24 @@
 //! The pooled transport against real sockets: reuse, disconnects, and servers that do not keep to HTTP.
 #![cfg(feature = "client")]
 
-use std::{future::poll_fn, pin::pin, sync::Arc, time::Duration};
+use std::{
+    future::poll_fn,
+    pin::pin,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
 
 use bartizan_provider::{Class, Error, HttpTransport, Provider, ResponseBody};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, Full};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    task::coop,
 };
 use tower::{Service, ServiceExt};
 
@@ -142,6 +149,7 @@ async fn the_pool_keeps_no_more_than_it_may() {
         request(&mut io).await;
         say(&mut io, PLAIN).await;
         whole(answer.await.unwrap()).await;
+        assert_eq!(upstream.transport.idle_connections(), 0, "what is too old is not there");
     }
 }
 
@@ -269,6 +277,52 @@ async fn waiting_costs_no_polls() {
         assert!(waiting.is_err());
     }
     assert!(polls <= 4, "{polls} polls for one event and one wait");
+}
+
+/// tokio gives a task a budget of operations a poll; what is left of it must not change what is seen.
+#[tokio::test]
+async fn a_task_that_has_done_much_already_misses_nothing() {
+    const REPLIES: [&str; 3] = [
+        "HTTP/1.1 503 Busy\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
+        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}",
+        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+    ];
+    for reply in REPLIES {
+        for left in 0..8 {
+            let upstream = Upstream::new().await;
+            let mut transport = upstream.transport.clone();
+            let uri = format!("http://{}/", upstream.listener.local_addr().unwrap());
+            let asked = Request::post(uri).body(Full::from(r#"{"model":"m"}"#)).unwrap();
+            let mut answer = pin!(transport.call(asked));
+            // Sent, and then answered while nobody looks.
+            let mut io = tokio::select! {
+                biased;
+                _ = &mut answer => panic!("nobody has answered yet"),
+                io = async { let mut io = upstream.accept().await; request(&mut io).await; io } => io,
+            };
+            say(&mut io, reply).await;
+            turn_the_reactor().await;
+
+            let mut cx_of_nobody = Context::from_waker(Waker::noop());
+            let first = poll_fn(|cx| {
+                for _ in left..128 {
+                    if let Poll::Ready(spent) = coop::poll_proceed(&mut cx_of_nobody) {
+                        spent.made_progress();
+                    }
+                }
+                Poll::Ready(answer.as_mut().poll(cx))
+            })
+            .await;
+            let answered = match first {
+                Poll::Ready(answered) => answered,
+                Poll::Pending => {
+                    let woken = tokio::time::timeout(Duration::from_secs(5), answer).await;
+                    woken.unwrap_or_else(|_| panic!("never woken with {left} left: {reply:?}"))
+                }
+            };
+            assert!(answered.is_ok(), "with {left} left: {answered:?}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -190,6 +190,8 @@ type Asked = Either<
 >;
 
 fn no_such_model(model: &str) -> Error {
+    // As much of it as a person can have meant.
+    let model: String = model.chars().take(100).collect();
     let message = format!("there is no model {model:?} here; GET /v1/models lists those that there are");
     Error::new(Class::NotFound, message).with_param("model").with_code("model_not_found")
 }

@@ -51,6 +51,8 @@ pub struct ServerConfig {
     pub header_timeout: Duration,
     /// How long a request's body may take to arrive.
     pub body_timeout: Duration,
+    /// How long a client may leave unread what it was sent.
+    pub write_timeout: Duration,
     /// How long requests in flight may go on after the shutdown.
     pub drain_timeout: Duration,
     /// The request header that names the tenant.
@@ -195,6 +197,7 @@ impl Default for ServerConfig {
             max_body_bytes: 10 * 1024 * 1024,
             header_timeout: options.header_timeout,
             body_timeout: Duration::from_secs(30),
+            write_timeout: options.write_timeout,
             drain_timeout: options.drain_timeout,
             tenant_header: HeaderName::from_static("x-tenant-id"),
         }
@@ -208,6 +211,7 @@ impl ServerConfig {
             workers: self.workers,
             max_connections: self.max_connections,
             header_timeout: self.header_timeout,
+            write_timeout: self.write_timeout,
             drain_timeout: self.drain_timeout,
         }
     }

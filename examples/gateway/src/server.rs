@@ -32,6 +32,7 @@ use tower_service::Service;
 
 use worker::{Phase, Worker};
 
+mod patience;
 mod worker;
 
 /// The largest request head. Hyper would let one grow to 400 KiB, a connection.
@@ -53,6 +54,8 @@ pub struct ServerOptions {
     /// How long a client may take to send a request's head. It also ends connections that idle between requests.
     /// Default: 30 seconds.
     pub header_timeout: Duration,
+    /// How long a client may leave unread what it was sent. Default: 30 seconds.
+    pub write_timeout: Duration,
     /// How long requests in flight may go on after the shutdown. Default: 30 seconds.
     pub drain_timeout: Duration,
 }
@@ -63,6 +66,7 @@ impl Default for ServerOptions {
             workers: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
             max_connections: const { NonZeroUsize::new(10_000).unwrap() },
             header_timeout: Duration::from_secs(30),
+            write_timeout: Duration::from_secs(30),
             drain_timeout: Duration::from_secs(30),
         }
     }
@@ -127,7 +131,7 @@ impl Server {
         // Dropped with this future, which the workers take for `Phase::Cut`.
         let (phase, phases) = watch::channel(Phase::Serve);
         let factory = Arc::new(factory);
-        let http = http1_builder(&options);
+        let http = http(&options);
         // Every connection holds a permit, so no queue can hold more than these.
         let max_connections = options.max_connections.get().min(Semaphore::MAX_PERMITS);
         let mut workers = (0..options.workers.get())
@@ -179,9 +183,17 @@ impl Server {
     }
 }
 
-fn http1_builder(options: &ServerOptions) -> http1::Builder {
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new())
+/// How connections are served.
+#[derive(Clone)]
+struct Http {
+    builder: http1::Builder,
+    write_timeout: Duration,
+}
+
+fn http(options: &ServerOptions) -> Http {
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
         .header_read_timeout(options.header_timeout)
         .max_header_size(MAX_HEAD)
         .keep_alive(true)
@@ -189,7 +201,7 @@ fn http1_builder(options: &ServerOptions) -> http1::Builder {
         // there, and a client that has closed its half is gone.
         .pipeline_flush(false)
         .half_close(false);
-    http
+    Http { builder, write_timeout: options.write_timeout }
 }
 
 /// The worker with the fewest connections, looking from `next` on so that equals take turns.

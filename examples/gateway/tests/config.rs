@@ -51,7 +51,7 @@ fn the_sample_shows_the_defaults() {
         _ => format!("{line}\n"),
     });
     let text: String = lines.collect();
-    assert_eq!(uncommented, 14);
+    assert_eq!(uncommented, 15);
     assert_eq!(format!("{:?}", load(&text)), defaults);
 }
 
@@ -84,6 +84,7 @@ fn a_file_is_read() {
         max_body_bytes = 1024
         header_timeout_ms = 1
         body_timeout_ms = 2
+        write_timeout_ms = 4
         drain_timeout_ms = 3
         tenant_header = "X-Org"
 
@@ -107,9 +108,9 @@ fn a_file_is_read() {
     assert_eq!(server.tenant_header, "x-org");
     let options = server.options();
     assert_eq!(
-        [options.header_timeout, server.body_timeout, options.drain_timeout]
+        [options.header_timeout, server.body_timeout, options.drain_timeout, options.write_timeout]
             .map(|timeout| timeout.as_millis()),
-        [1, 2, 3]
+        [1, 2, 3, 4]
     );
     assert_eq!(config.limits.idle, Duration::from_secs(1));
 

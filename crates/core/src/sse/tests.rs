@@ -100,6 +100,14 @@ fn an_event_that_does_not_end_is_refused_at_the_bound() {
         "a server-sent event is longer than 10 bytes"
     );
 
+    let mut aligner = Aligner::new(10);
+    assert_eq!(
+        aligner.push("data: 1\n\nxxxxxxxxxxxx".into()).unwrap(),
+        "data: 1\n\n",
+        "what is complete comes first"
+    );
+    assert!(aligner.push("\n\n".into()).is_err());
+
     let mut decoder = Decoder::new(10);
     decoder.push("data: 34567\n\n".into());
     assert!(decoder.next_event().is_err());

@@ -1,5 +1,6 @@
 use std::{
-    pin::Pin,
+    future::poll_fn,
+    pin::{Pin, pin},
     task::{Context, Poll, Waker},
 };
 
@@ -12,7 +13,7 @@ use hyper::{
 };
 use hyper_rustls::MaybeHttpsStream;
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, task::coop::unconstrained};
 
 pub(super) type Io = MaybeHttpsStream<TokioIo<TcpStream>>;
 pub(super) type Sent = Pin<Box<dyn Future<Output = SendResult> + Send>>;
@@ -30,8 +31,10 @@ impl Connection {
         Ok(Box::new(Self { sender, driver }))
     }
 
+    /// Outside of tokio's budget: `Pending` must mean that the connection has not delivered, never that the task has
+    /// done enough for now, since then only the waker of the receiving end would be called, and there is none.
     pub(super) fn send(&mut self, request: Request<Full<Bytes>>) -> Sent {
-        Box::pin(self.sender.try_send_request(request))
+        Box::pin(unconstrained(self.sender.try_send_request(request)))
     }
 
     /// Reads and writes what can be read and written now. Ready means closed.
@@ -44,7 +47,9 @@ impl Connection {
 
     /// Whether the next request may be sent: the last one is done, both ways, and the server keeps the connection.
     pub(super) fn is_reusable(&mut self, cx: &mut Context<'_>) -> bool {
-        self.poll(cx).is_pending() && matches!(self.sender.poll_ready(&mut no_waker()), Poll::Ready(Ok(())))
+        // A task that has done enough for now would not see that the connection is closed.
+        let pending = pin!(unconstrained(poll_fn(|cx| self.poll(cx)))).poll(cx).is_pending();
+        pending && matches!(self.sender.poll_ready(&mut no_waker()), Poll::Ready(Ok(())))
     }
 }
 

@@ -38,7 +38,9 @@ type Connect = Pin<Box<dyn Future<Output = Result<Box<Connection>, Error>> + Sen
 impl Exchange {
     pub(super) fn new(transport: Arc<Shared>, mut request: Request<Full<Bytes>>) -> Self {
         let uri = std::mem::take(request.uri_mut()).into_parts();
-        let key = uri.scheme.zip(uri.authority);
+        // Credentials in an address would end up in messages and in `Host`.
+        let authority = uri.authority.filter(|authority| !authority.as_str().contains('@'));
+        let key = uri.scheme.zip(authority);
         if let Some((_, authority)) = &key {
             if !request.headers().contains_key(HOST)
                 && let Ok(host) = HeaderValue::from_str(authority.as_str())
@@ -61,7 +63,8 @@ impl Future for Exchange {
             match std::mem::replace(&mut this.state, State::Done) {
                 State::Start(request) => {
                     let Some(key) = &this.key else {
-                        let message = "the upstream's address is no absolute http or https URL";
+                        let message =
+                            "the upstream's address is no absolute http or https URL without credentials";
                         return Poll::Ready(Err(Error::new(Class::Connect, message)));
                     };
                     this.state = match this.transport.pool.take(key, cx) {

@@ -222,6 +222,23 @@ async fn the_body_of_a_get_is_not_waited_for() {
 }
 
 #[tokio::test]
+async fn how_the_body_came_is_not_passed_on() {
+    let inner = service_fn(|request: Request<Bytes>| async move {
+        Ok::<_, BoxError>(Response::new(
+            request.headers().keys().map(ToString::to_string).collect::<Vec<_>>(),
+        ))
+    });
+    let framed = |request: http::request::Builder| {
+        let request = request.header(CONTENT_LENGTH, "40").header(TRANSFER_ENCODING, "chunked");
+        request.header(CONTENT_TYPE, "application/json").body(Full::new(Bytes::from(BODY))).unwrap()
+    };
+    for request in [Request::get("/v1/models"), Request::post("/v1/chat/completions")] {
+        let response = IntakeLayer::new().layer(inner).oneshot(framed(request)).await.unwrap();
+        assert_eq!(response.body(), &["content-type"]);
+    }
+}
+
+#[tokio::test]
 async fn tenants_are_read_or_refused() {
     let name = HeaderName::from_static("x-tenant");
     let layer = IntakeLayer::new().tenant_header(name.clone());

@@ -76,6 +76,12 @@ pub(super) const SERVER: &[Key<ServerConfig>] = &[
         doc: "How long a client may take to send the body of a request.",
     },
     Key {
+        name: "write_timeout_ms",
+        kind: Kind::Integer(MILLISECONDS, |server, ms| server.write_timeout = Duration::from_millis(ms)),
+        default: "30_000",
+        doc: "How long a client may leave unread what it was sent, before its connection is cut.",
+    },
+    Key {
         name: "drain_timeout_ms",
         kind: Kind::Integer(MILLISECONDS, |server, ms| server.drain_timeout = Duration::from_millis(ms)),
         default: "30_000",

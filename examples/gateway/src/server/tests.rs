@@ -71,6 +71,7 @@ impl Service<Request<Incoming>> for Probe {
                     Full::from("held").boxed()
                 }
                 "/stream" => OneFrame { sent: false, _guard: SayOnDrop(shared) }.boxed(),
+                "/endless" => Endless(SayOnDrop(shared)).boxed(),
                 "/block" => {
                     shared.unblock.wait();
                     Full::from("unblocked").boxed()
@@ -101,6 +102,21 @@ impl Body for OneFrame {
             return Poll::Pending;
         }
         Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"first")))))
+    }
+}
+
+/// A stream that never runs dry.
+struct Endless(#[expect(dead_code, reason = "tells of its drop")] SayOnDrop);
+
+impl Body for Endless {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(&[b'.'; 64 * 1024])))))
     }
 }
 
@@ -314,6 +330,18 @@ async fn a_disconnect_drops_the_future_and_the_body() {
         server.event("dropped").await;
         server.stop().await;
     }
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_is_cut() {
+    let write_timeout = Duration::from_millis(50);
+    let mut running = start(ServerOptions { write_timeout, ..options(1) }).await;
+    let mut connection = running.connect().await;
+    send(&mut connection, "/endless").await;
+    running.event("/endless").await;
+    running.event("dropped").await;
+    drop(connection);
+    assert_eq!(running.stop().await.cut, 0);
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use std::{
 use bartizan_core::BoxError;
 use http::{Request, Response};
 use http_body::Body;
-use hyper::{body::Incoming, server::conn::http1};
+use hyper::body::Incoming;
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use tokio::{
     net::TcpStream,
@@ -23,6 +23,8 @@ use tokio::{
     task::JoinSet,
 };
 use tower_service::Service;
+
+use super::{Http, patience::Patient};
 
 /// What the server asks of its workers and their connections; it only ever goes up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
@@ -73,7 +75,7 @@ impl Worker {
     pub(super) fn start<F, S, B>(
         index: usize,
         queue: usize,
-        http: http1::Builder,
+        http: Http,
         phase: watch::Receiver<Phase>,
         factory: Arc<F>,
     ) -> io::Result<Self>
@@ -170,7 +172,7 @@ impl Worker {
 async fn serve<S, B>(
     mut connections: mpsc::Receiver<Connection>,
     phase: watch::Receiver<Phase>,
-    http: &http1::Builder,
+    http: &Http,
     service: &S,
 ) -> usize
 where
@@ -218,12 +220,8 @@ async fn reached(mut phase: watch::Receiver<Phase>, wanted: Phase) {
     let _ = phase.wait_for(|&now| now >= wanted).await;
 }
 
-async fn serve_connection<S, B>(
-    connection: Connection,
-    http: http1::Builder,
-    service: S,
-    phase: watch::Receiver<Phase>,
-) where
+async fn serve_connection<S, B>(connection: Connection, http: Http, service: S, phase: watch::Receiver<Phase>)
+where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone,
     B: Body + 'static,
     B::Error: Into<BoxError>,
@@ -237,7 +235,8 @@ async fn serve_connection<S, B>(
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "cannot set TCP_NODELAY");
     }
-    let mut connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+    let io = TokioIo::new(Patient::new(stream, http.write_timeout));
+    let mut connection = http.builder.serve_connection(io, TowerToHyperService::new(service));
     let served = tokio::select! {
         biased;
         served = &mut connection => Some(served),
@@ -257,7 +256,7 @@ async fn serve_connection<S, B>(
             // Silence in the middle of a head deserves to be told; silence between requests is an ordinary end.
             if !parts.read_buf.is_empty() {
                 // As much as the socket takes now: whoever does not send need not be waited for to read.
-                let _ = parts.io.into_inner().try_write(HEAD_TIMEOUT);
+                let _ = parts.io.into_inner().into_inner().try_write(HEAD_TIMEOUT);
             }
         }
     }
