@@ -302,10 +302,27 @@ impl Base {
 
 /// Whether a path leads nowhere but down, also for servers that decode it before they look at its segments.
 fn stays_below(path_and_query: &str) -> bool {
-    let path = path_and_query.split('?').next().unwrap_or_default().to_ascii_lowercase();
-    let hides_a_slash = path.contains('\\') || path.contains("%2f") || path.contains("%5c");
-    let climbs = |segment: &str| matches!(segment.replace("%2e", ".").as_str(), "." | "..");
-    !hides_a_slash && !path.split('/').any(climbs)
+    let path = path_and_query.split('?').next().unwrap_or_default();
+    let hides_a_slash = path.contains('\\')
+        || path
+            .as_bytes()
+            .windows(3)
+            .any(|at| at.eq_ignore_ascii_case(b"%2f") || at.eq_ignore_ascii_case(b"%5c"));
+    !hides_a_slash && !path.split('/').any(|segment| matches!(dots(segment), Some(1 | 2)))
+}
+
+/// How many dots a segment is made of, if of nothing else.
+fn dots(segment: &str) -> Option<usize> {
+    let mut rest = segment.as_bytes();
+    let mut dots = 0;
+    while !rest.is_empty() {
+        rest = match rest {
+            [b'.', rest @ ..] | [b'%', b'2', b'e' | b'E', rest @ ..] => rest,
+            _ => return None,
+        };
+        dots += 1;
+    }
+    Some(dots)
 }
 
 /// Headers about the connection, not the message.
