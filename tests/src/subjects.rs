@@ -4,9 +4,15 @@ use std::sync::Arc;
 
 use crate::Subject;
 
+mod rate_limit;
 mod tower;
 
 /// Every registered layer. A layer is one line here and a file next to `subjects/tower.rs`.
 pub fn subjects() -> Vec<Arc<dyn Subject>> {
-    vec![Arc::new(tower::ConcurrencyLimit), Arc::new(tower::Timeout)]
+    vec![
+        Arc::new(tower::ConcurrencyLimit),
+        Arc::new(tower::Timeout),
+        Arc::new(rate_limit::Rejecting),
+        Arc::new(rate_limit::Queueing),
+    ]
 }

@@ -6,6 +6,14 @@ use bartizan_tests::vectors::{self, Adapter, Answer, Case, Fields, Step, Unit};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
+#[path = "vectors/rate_limit.rs"]
+mod rate_limit;
+
+#[test]
+fn rate_limit() {
+    vectors::run::<rate_limit::RateLimit>("rate_limit");
+}
+
 /// Named as the directory's files; a layer without its adapter has at least cases that can be read.
 const LAYERS: [&str; 7] =
     ["batch", "circuit_breaker", "dedup", "fallback", "health", "rate_limit", "validation"];

@@ -1,4 +1,4 @@
-use std::{error::Error, fmt, io, time::Duration};
+use std::{error::Error, fmt, io, sync::Arc, time::Duration};
 
 use crate::BoxError;
 
@@ -25,7 +25,21 @@ pub struct Rejected {
     kind: RejectionKind,
     layer: &'static str,
     retry_after: RetryAfter,
-    source: Option<BoxError>,
+    source: Option<Source>,
+}
+
+enum Source {
+    Own(BoxError),
+    Shared(Arc<dyn Error + Send + Sync>),
+}
+
+impl Source {
+    fn get(&self) -> &(dyn Error + 'static) {
+        match self {
+            Self::Own(error) => &**error,
+            Self::Shared(error) => &**error,
+        }
+    }
 }
 
 impl Rejected {
@@ -46,7 +60,14 @@ impl Rejected {
     /// Adds the layer's own detail: violations, attempts, the policy that was hit.
     #[must_use]
     pub fn with_source(mut self, source: impl Into<BoxError>) -> Self {
-        self.source = Some(source.into());
+        self.source = Some(Source::Own(source.into()));
+        self
+    }
+
+    /// [`with_source`](Self::with_source) for a detail that all refusals of a limit share: nothing is allocated for it.
+    #[must_use]
+    pub fn with_shared_source(mut self, source: Arc<dyn Error + Send + Sync>) -> Self {
+        self.source = Some(Source::Shared(source));
         self
     }
 
@@ -90,14 +111,14 @@ impl fmt::Debug for Rejected {
             .field("kind", &self.kind)
             .field("layer", &self.layer)
             .field("retry_after", &self.retry_after)
-            .field("source", &self.source)
+            .field("source", &self.source.as_ref().map(Source::get))
             .finish()
     }
 }
 
 impl Error for Rejected {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        self.source.as_deref().map(|source| source as _)
+        self.source.as_ref().map(Source::get)
     }
 }
 
