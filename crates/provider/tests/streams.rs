@@ -467,6 +467,17 @@ async fn half_an_event_does_not_swallow_the_error_event() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_compressed_stream_is_cut_rather_than_spoilt() {
+    let inner = service_fn(|()| {
+        let response =
+            Response::builder().header("content-type", "text/event-stream").header("content-encoding", "br");
+        std::future::ready(response.body(script(&[Say("\u{1}"), Cut])))
+    });
+    let response = ErrorEventsLayer::new().layer(inner).oneshot(()).await.unwrap();
+    assert!(response.into_body().collect().await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_error_becomes_an_event_where_streams_leave() {
     let inner = service_fn(|()| ask(200, EVENTS, &[Say("data: 1\n\n"), Wait(1), Cut]));
     let response = ErrorEventsLayer::new().layer(inner).oneshot(()).await.unwrap();

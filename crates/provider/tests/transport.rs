@@ -257,6 +257,35 @@ async fn a_server_that_is_not_there_is_named() {
     assert_eq!(error.message(), format!("could not connect to {address}: no connection within 0ns"));
 }
 
+#[tokio::test]
+async fn credentials_in_an_address_are_neither_sent_nor_told() {
+    let upstream = Upstream::new().await;
+    let uri = format!("http://anna:geheim@{}/", upstream.listener.local_addr().unwrap());
+    let exchange = upstream.transport.clone().call(Request::get(uri).body(Full::default()).unwrap());
+    assert!(!format!("{exchange:?}").contains("geheim"));
+    let error = exchange.await.unwrap_err();
+    assert_eq!(error.class(), Class::Connect);
+    assert!(!format!("{error:?}").contains("geheim"), "{error:?}");
+}
+
+#[tokio::test]
+async fn hosts_that_nobody_asks_any_more_do_not_keep_their_connections() {
+    let transport = HttpTransport::new().keep_idle(8, Duration::ZERO);
+    let (one, other) = (Upstream::with(transport.clone()).await, Upstream::with(transport).await);
+    let mut left = None;
+    for upstream in [&one, &other] {
+        let answer = upstream.call();
+        let mut io = upstream.accept().await;
+        request(&mut io).await;
+        say(&mut io, PLAIN).await;
+        whole(answer.await.unwrap()).await;
+        // The first host's connection is closed when the second's comes into the pool.
+        if let Some(mut io) = left.replace(io) {
+            assert_eq!(io.read(&mut [0]).await.unwrap(), 0);
+        }
+    }
+}
+
 /// A poll that has nothing to do ends, and registers one waker: nobody wakes himself.
 #[tokio::test]
 async fn waiting_costs_no_polls() {
