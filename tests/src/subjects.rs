@@ -14,5 +14,6 @@ pub fn subjects() -> Vec<Arc<dyn Subject>> {
         Arc::new(tower::Timeout),
         Arc::new(rate_limit::Rejecting),
         Arc::new(rate_limit::Queueing),
+        Arc::new(rate_limit::Waiting),
     ]
 }

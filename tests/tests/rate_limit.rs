@@ -64,6 +64,19 @@ fn an_admitted_call_allocates_nothing() {
         ("three at once", second_call(&RateLimitLayer::all((by_tenant(), by_user(), all.rule())))),
         ("two from a file", second_call(&RateLimitLayer::all_of(vec![by_user(), by_user()]))),
         ("queueing", second_call(&all.layer().queue(9, Duration::MAX))),
+        ("queueing by_ref", second_call(&RateLimitLayer::new(by_tenant()).queue(9, Duration::MAX))),
+        (
+            "queueing for two",
+            second_call(&RateLimitLayer::all((by_tenant(), all.rule())).queue(9, Duration::MAX)),
+        ),
+        ("backpressure", second_call(&all.layer().backpressure())),
+        (
+            "settled",
+            second_call(&RateLimitLayer::new(all.rule().settle(|call: &Call| {
+                let cost = call.user;
+                move || Some(cost)
+            }))),
+        ),
         ("queueing by a number", second_call(&RateLimitLayer::new(by_user()).queue(9, Duration::MAX))),
     ];
     for (what, (result, counted)) in counts {

@@ -64,15 +64,6 @@ impl Refusal {
     pub(crate) fn of_kind(self, kind: RejectionKind) -> Self {
         Self { kind, ..self }
     }
-
-    /// Whether this one has to be waited for longer than `other`.
-    pub(crate) fn outlasts(&self, other: &Self) -> bool {
-        let wait = |refusal: &Self| match refusal.retry_after {
-            RetryAfter::After(wait) => wait,
-            RetryAfter::Never | RetryAfter::Unknown => Duration::MAX,
-        };
-        wait(self) > wait(other)
-    }
 }
 
 impl From<Refusal> for Rejected {

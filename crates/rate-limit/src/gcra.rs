@@ -71,6 +71,11 @@ impl Gcra {
         tat.max(self.clock(now)).saturating_add(self.worth(n))
     }
 
+    /// [`charge`](Self::charge) for a call that was admitted before: as of then, as long as the key remembers it.
+    pub(crate) fn amend(&self, tat: u128, now: u64, n: u64) -> u128 {
+        if tat == 0 { self.charge(tat, now, n) } else { tat.saturating_add(self.worth(n)) }
+    }
+
     /// Gives `n` permits back. A key never gets fuller than full.
     pub(crate) fn refund(&self, tat: u128, now: u64, n: u64) -> u128 {
         let least = tat.min(self.clock(now));

@@ -1,33 +1,54 @@
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
+/// `Debug` for what holds a user's functions: its name.
+macro_rules! opaque {
+    ($($name:ident<$($life:lifetime)? $($p:ident $(: ?$b:ident)?),*>,)*) => {
+        $(impl<$($life,)? $($p $(: ?$b)?),*> std::fmt::Debug for $name<$($life,)? $($p),*> {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(stringify!($name))
+            }
+        })*
+    };
+}
+
 mod account;
+mod after;
+mod backpressure;
 mod error;
 mod future;
 mod gcra;
+mod key;
 mod keyed;
 mod layer;
 mod limit;
 mod limiter;
 mod one;
+mod part;
 mod policy;
 mod queue;
 mod queued;
 mod quota;
 mod rule;
+mod rules;
 mod service;
+mod stake;
 mod table;
 mod ticket;
 mod window;
 
+pub use after::{After, Hold, Settle, Spent};
+pub use backpressure::Backpressure;
 pub use error::Exceeded;
 pub use future::ResponseFuture;
+pub use key::{By, ByRef, CostOf, Costs, Each, KeyOf, Unkeyed};
 pub use layer::{Queue, RateLimitLayer, Reject};
 pub use limit::Limit;
 pub use limiter::{KeyStats, RateLimiter, Stats};
 pub use queued::QueuedFuture;
 pub use quota::{InvalidQuota, Quota};
-pub use rule::{All, By, ByRef, CostOf, Costs, Each, KeyOf, Rule, Rules, Together, Unkeyed};
+pub use rule::Rule;
+pub use rules::{All, Rules, RulesFor, Together};
 pub use service::RateLimit;
 pub use window::Window;
 

@@ -13,13 +13,12 @@ use bartizan_core::Rejected;
 use tokio::time::Instant;
 
 use crate::{
-    Exceeded, Limit, RateLimitLayer, Rule,
+    Exceeded, Limit, Rule,
     account::{Account, lock},
     error::Refusal,
     keyed::{Asked, Keyed},
     one::One,
     policy::{Denied, Level, Policy},
-    rule::{Each, Unkeyed},
 };
 
 /// A limit's state: made once, shared by every layer, service and clone that is made from it.
@@ -60,12 +59,21 @@ enum Cells<K> {
 }
 
 /// What is counted.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Count {
     Admitted,
     Refused,
     TimedOut,
 }
+
+impl Count {
+    pub(crate) const fn of<T, E>(taken: &Result<T, E>) -> Self {
+        if taken.is_ok() { Self::Admitted } else { Self::Refused }
+    }
+}
+
+/// How often, in the order of [`Count`].
+pub(crate) type Counts = [u64; 3];
 
 impl<K> Clone for RateLimiter<K> {
     fn clone(&self) -> Self {
@@ -79,11 +87,6 @@ impl RateLimiter {
         let limit = limit.into();
         let policy = limit.kind.policy();
         Self::build(limit.name, policy, Cells::One(One::new(policy)))
-    }
-
-    /// A layer that refuses what this limit does not let pass.
-    pub fn layer(&self) -> RateLimitLayer<Rule<(), Unkeyed, Each>> {
-        RateLimitLayer::new(self.rule())
     }
 }
 
@@ -109,7 +112,7 @@ impl<K> RateLimiter<K> {
     }
 
     /// This limit as a part of a layer: say what a call's key is and what it costs, then make it a layer.
-    pub fn rule(&self) -> Rule<K, Unkeyed, Each> {
+    pub fn rule(&self) -> Rule<K> {
         Rule::new(self.clone())
     }
 
@@ -170,8 +173,9 @@ impl<K: Hash + Eq> RateLimiter<K> {
 
     /// Corrects what was `reserved` for a call of `key` to what it `actual`ly cost.
     ///
-    /// What it cost more is charged, and owed if it is not there. What it cost less is given back, though a key never
-    /// gets fuller than full.
+    /// What it cost more is charged as if it had been known when the call came, and owed if it is not there; of a key
+    /// that has been full and forgotten meanwhile it is charged now. What it cost less is given back, though a key
+    /// never gets fuller than full.
     pub fn settle<Q>(&self, key: &Q, reserved: u64, actual: u64)
     where
         K: Borrow<Q>,
@@ -184,22 +188,42 @@ impl<K: Hash + Eq> RateLimiter<K> {
         }
     }
 
-    /// What is left for `key` now.
+    /// Lets nothing of `key` pass for `time` from now on, since whoever is behind the limit said so.
+    ///
+    /// What waits then waits on, or is refused if that is too long for it. A hold that lasts longer already is not
+    /// shortened. If `max_keys` others are in use, it is not remembered.
+    pub fn hold<Q>(&self, key: &Q, time: Duration)
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+    {
+        let now = self.nanos(Instant::now());
+        let until = now.saturating_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+        let _ = self.with(&self.ask(key), now, |account| account.hold(now, until));
+    }
+
+    /// What is left for `key` now, and what was counted of it.
     pub fn stats_of<Q>(&self, key: &Q) -> KeyStats
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
         let now = self.nanos(Instant::now());
-        let seen = self.with(&self.ask(key), now, |account| {
+        let asked = self.ask(key);
+        let seen = self.with(&asked, now, |account| {
             account.advance(now);
-            (account.level(now), account.queue.len(), account.policy.capacity())
+            (account.level(now), account.queue.len(), account.terms.policy.capacity())
         });
         let policy = &self.0.policy;
         let (level, queued, capacity) =
             seen.unwrap_or_else(|_| (policy.level([0, 0], now), 0, policy.capacity()));
+        let [admitted, refused, timed_out] = match &self.0.cells {
+            Cells::One(one) => one.counts(),
+            Cells::Keyed(keyed) => keyed.counts_of(&asked),
+        };
         let Level { available, remaining, reset_after } = level;
-        KeyStats { available, remaining, capacity, queued, reset_after: Duration::from_nanos(reset_after) }
+        let reset_after = Duration::from_nanos(reset_after);
+        KeyStats { available, remaining, capacity, reset_after, queued, admitted, refused, timed_out }
     }
 
     /// What has passed and what is remembered now.
@@ -207,7 +231,7 @@ impl<K: Hash + Eq> RateLimiter<K> {
         let now = self.nanos(Instant::now());
         let (queued, keys) = match &self.0.cells {
             Cells::One(one) => {
-                let used = one.with(|account| account.level(now).reset_after > 0);
+                let used = one.with(now, |account| account.level(now).reset_after > 0);
                 (one.queued(), usize::from(used))
             }
             Cells::Keyed(keyed) => {
@@ -215,13 +239,11 @@ impl<K: Hash + Eq> RateLimiter<K> {
                 (keyed.queued(), keyed.keys())
             }
         };
-        Stats {
-            admitted: self.counted(Count::Admitted),
-            refused: self.counted(Count::Refused),
-            timed_out: self.counted(Count::TimedOut),
-            queued,
-            keys,
-        }
+        let [admitted, refused, timed_out] = match &self.0.cells {
+            Cells::One(one) => one.counts(),
+            Cells::Keyed(keyed) => keyed.counts(),
+        };
+        Stats { admitted, refused, timed_out, queued, keys }
     }
 
     /// Gives `key` a limit of its own, from now on. What it has used it has used still, though never more than the new
@@ -279,7 +301,7 @@ impl<K: Hash + Eq> RateLimiter<K> {
         match &self.0.cells {
             Cells::One(one) => {
                 let taken = one.take(now, n);
-                one.count(if taken.is_ok() { Count::Admitted } else { Count::Refused });
+                one.count(Count::of(&taken));
                 taken
             }
             Cells::Keyed(keyed) => keyed.take(asked, now, n),
@@ -298,7 +320,7 @@ impl<K: Hash + Eq> RateLimiter<K> {
         Q: Eq + ToOwned<Owned = K> + ?Sized,
     {
         match &self.0.cells {
-            Cells::One(one) => Ok(one.with(look)),
+            Cells::One(one) => Ok(one.with(now, look)),
             Cells::Keyed(keyed) => keyed.with(asked, now, look),
         }
     }
@@ -310,17 +332,14 @@ impl<K: Hash + Eq> RateLimiter<K> {
         }
     }
 
-    pub(crate) fn count(&self, hash: NonZeroU64, count: Count) {
+    pub(crate) fn count<Q>(&self, asked: &Asked<'_, Q>, count: Count)
+    where
+        K: Borrow<Q>,
+        Q: Eq + ToOwned<Owned = K> + ?Sized,
+    {
         match &self.0.cells {
             Cells::One(one) => one.count(count),
-            Cells::Keyed(keyed) => keyed.count(hash, count),
-        }
-    }
-
-    fn counted(&self, count: Count) -> u64 {
-        match &self.0.cells {
-            Cells::One(one) => one.counted(count),
-            Cells::Keyed(keyed) => keyed.counted(count),
+            Cells::Keyed(keyed) => keyed.count(asked, count),
         }
     }
 }
@@ -351,8 +370,14 @@ pub struct KeyStats {
     pub remaining: u64,
     /// The most that can be there.
     pub capacity: u64,
-    /// Calls that wait now.
-    pub queued: usize,
     /// When the key is full again if nothing comes any more.
     pub reset_after: Duration,
+    /// Calls that wait now.
+    pub queued: usize,
+    /// Calls that passed since the key was last full and forgotten; without keys all of them.
+    pub admitted: u64,
+    /// Calls refused since then, those that waited in vain included.
+    pub refused: u64,
+    /// Calls that waited in vain since then.
+    pub timed_out: u64,
 }

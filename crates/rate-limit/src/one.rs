@@ -9,8 +9,8 @@ use std::sync::{
 use crate::{
     account::{Account, Home, lock, wake_all},
     gcra::Cell,
-    limiter::Count,
-    policy::{Denied, Policy, State},
+    limiter::{Count, Counts},
+    policy::{Denied, Policy, State, Terms},
     queue::Queue,
 };
 
@@ -20,7 +20,7 @@ pub(crate) struct One {
     /// As long as nothing is `slow`.
     cell: Option<Cell>,
     policy: Policy,
-    /// Whether calls have to lock: somebody waits, or the state does not fit the cell.
+    /// Whether calls have to lock: somebody waits, nothing passes, or the state does not fit the cell.
     slow: AtomicBool,
     slowly: Mutex<Slowly>,
     gate: Mutex<()>,
@@ -30,10 +30,16 @@ pub(crate) struct One {
 
 #[derive(Debug)]
 struct Slowly {
-    policy: Policy,
+    terms: Terms,
     /// The state, if the cell does not hold it.
     state: Option<State>,
     queue: Queue,
+}
+
+impl Slowly {
+    fn is_needed(&self, now: u64) -> bool {
+        self.state.is_some() || !self.queue.is_empty() || now < self.terms.hold
+    }
 }
 
 impl One {
@@ -47,7 +53,7 @@ impl One {
             slow: AtomicBool::new(cell.is_none()),
             cell,
             policy,
-            slowly: Mutex::new(Slowly { policy, state, queue: Queue::default() }),
+            slowly: Mutex::new(Slowly { terms: Terms { policy, hold: 0 }, state, queue: Queue::default() }),
             gate: Mutex::new(()),
             counts: Default::default(),
             queued: AtomicUsize::new(0),
@@ -56,31 +62,32 @@ impl One {
 
     #[inline]
     pub(crate) fn take(&self, now: u64, n: u64) -> Result<(), Denied> {
-        let Some(cell) = &self.cell else { return self.with(|account| account.take(now, n)) };
+        let Some(cell) = &self.cell else { return self.with(now, |account| account.take(now, n)) };
         if self.slow.load(Acquire) {
-            return self.with(|account| account.take(now, n));
+            return self.with(now, |account| account.take(now, n));
         }
         let policy = self.policy;
         let taken = cell.update(now, |state, now| Ok((policy.take(state, now, n)?, ())));
         // The cell may have been closed meanwhile: then it denies, whatever the truth is.
         if taken.is_err() && self.slow.load(Acquire) {
-            return self.with(|account| account.take(now, n));
+            return self.with(now, |account| account.take(now, n));
         }
         taken
     }
 
-    pub(crate) fn with<T>(&self, look: impl FnOnce(&mut Account<'_>) -> T) -> T {
+    pub(crate) fn with<T>(&self, now: u64, look: impl FnOnce(&mut Account<'_>) -> T) -> T {
         let mut slowly = lock(&self.slowly);
-        let Slowly { policy, state, queue } = &mut *slowly;
+        let Slowly { terms, state, queue } = &mut *slowly;
         let home = match (state, &self.cell) {
             (Some(state), _) => Home::Plain(state),
             (None, Some(cell)) => Home::Shared(cell),
             (None, None) => unreachable!("a limiter without a cell has its state under the lock"),
         };
-        let mut account = Account { policy: *policy, state: home, queue, wake: Vec::new() };
+        let mut account = Account { terms: *terms, state: home, queue, wake: Vec::new() };
         let told = look(&mut account);
         let wake = std::mem::take(&mut account.wake);
-        self.slow.store(slowly.state.is_some() || !slowly.queue.is_empty(), Release);
+        *terms = account.terms;
+        self.slow.store(slowly.is_needed(now), Release);
         self.queued.store(slowly.queue.len(), Relaxed);
         drop(slowly);
         wake_all(wake);
@@ -98,10 +105,10 @@ impl One {
             }
             (None, None) => [0, 0],
         };
-        slowly.state = Some(slowly.policy.convert(state, now, &policy));
-        slowly.policy = policy;
+        slowly.state = Some(slowly.terms.policy.convert(state, now, &policy));
+        slowly.terms.policy = policy;
         drop(slowly);
-        self.with(|account| account.reckon(now));
+        self.with(now, |account| account.reckon(now));
     }
 
     /// What several limits at once lock.
@@ -114,8 +121,8 @@ impl One {
         self.counts[count as usize].fetch_add(1, Relaxed);
     }
 
-    pub(crate) fn counted(&self, count: Count) -> u64 {
-        self.counts[count as usize].load(Relaxed)
+    pub(crate) fn counts(&self) -> Counts {
+        self.counts.each_ref().map(|count| count.load(Relaxed))
     }
 
     pub(crate) fn queued(&self) -> usize {

@@ -14,13 +14,13 @@ pub(crate) enum Policy {
 /// What is known of a key. All zero for one that nobody has used.
 pub(crate) type State = [u64; 2];
 
-/// Why permits were not there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Why permits were not there. What has to be waited for longer is greater.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Denied {
-    /// It costs more than there can ever be.
-    Never,
     /// They will be there after so many nanoseconds, if nobody else takes them.
     Wait(u64),
+    /// It costs more than there can ever be.
+    Never,
 }
 
 /// What is left of a key.
@@ -57,6 +57,13 @@ impl Policy {
         }
     }
 
+    pub(crate) fn amend(&self, state: State, now: u64, n: u64) -> State {
+        match self {
+            Self::Gcra(gcra) => split(gcra.amend(join(state), now, n)),
+            Self::Fixed(_) | Self::Sliding(_) => self.charge(state, now, n),
+        }
+    }
+
     pub(crate) fn refund(&self, state: State, now: u64, n: u64) -> State {
         match self {
             Self::Gcra(gcra) => split(gcra.refund(join(state), now, n)),
@@ -85,6 +92,50 @@ impl Policy {
             Self::Gcra(gcra) => gcra.capacity(),
             Self::Fixed(frame) => frame.limit(),
             Self::Sliding(sliding) => sliding.limit(),
+        }
+    }
+}
+
+/// What holds for a key: its policy, and until when nothing passes at all.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Terms {
+    pub(crate) policy: Policy,
+    pub(crate) hold: u64,
+}
+
+impl Terms {
+    #[inline]
+    pub(crate) fn take(&self, state: State, now: u64, n: u64) -> Result<State, Denied> {
+        if now >= self.hold {
+            return self.policy.take(state, now, n);
+        }
+        let (_, at) = self.serve(state, now, n)?;
+        Err(Denied::Wait(at - now))
+    }
+
+    /// When a call of this cost is served by a key in this state, and the key's state then.
+    pub(crate) fn serve(&self, state: State, now: u64, n: u64) -> Result<(State, u64), Denied> {
+        let from = now.max(self.hold);
+        match self.policy.take(state, from, n) {
+            Ok(state) => Ok((state, from)),
+            Err(Denied::Wait(wait)) => {
+                let at = from.saturating_add(wait);
+                Ok((self.policy.take(state, at, n)?, at))
+            }
+            Err(never) => Err(never),
+        }
+    }
+
+    /// What is left at `now`. A key that is held has nothing, and is full again when it is let go at the earliest.
+    pub(crate) fn level(&self, state: State, now: u64) -> Level {
+        let level = self.policy.level(state, now);
+        match self.hold.checked_sub(now) {
+            None | Some(0) => level,
+            Some(held) => Level {
+                available: level.available.min(0),
+                remaining: 0,
+                reset_after: level.reset_after.max(held),
+            },
         }
     }
 }

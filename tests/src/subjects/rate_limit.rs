@@ -167,6 +167,14 @@ impl Queueing {
             RateLimitLayer::new(limiter.rule().by_ref(key).cost(cost)).queue(max_queue, max_wait)
         })
     }
+
+    fn both(all: Quota, each: Quota, max_queue: usize, max_wait: Duration) -> Handle {
+        let (all, each) = (RateLimiter::new(Limit::new("all", all)), keyed(Limit::new("each", each)));
+        Handle::new(move || {
+            let rules = (each.rule().by_ref(key).cost(cost), all.rule());
+            RateLimitLayer::all(rules).queue(max_queue, max_wait)
+        })
+    }
 }
 
 impl Subject for Queueing {
@@ -175,7 +183,8 @@ impl Subject for Queueing {
     }
 
     fn open(&self) -> Handle {
-        Self::by_key(Quota::per_minute(1 << 40), 16, MINUTE)
+        let open = Quota::per_minute(1 << 40);
+        Self::both(open, open, 16, MINUTE)
     }
 
     fn readiness(&self) -> Readiness {
@@ -203,6 +212,13 @@ impl Subject for Queueing {
                 None,
             ),
             refusal("costs too much for ever", Self::by_key(two, 9, MINUTE), 0, costly("3"), None),
+            refusal(
+                "no place to wait for one of two",
+                Self::both(two.burst(9), two, 0, MINUTE),
+                2,
+                with(KEY, "anna"),
+                half,
+            ),
         ]
     }
 
@@ -219,6 +235,7 @@ impl Subject for Queueing {
         vec![
             sharing("3 a minute", Self::unkeyed(three, 9, MINUTE), Then::Resolve),
             sharing("3 a minute for a key", Self::by_key(three, 9, MINUTE), Then::Resolve),
+            sharing("3 a minute for all", Self::both(three, three.burst(9), 9, MINUTE), Then::Resolve),
         ]
     }
 
@@ -235,6 +252,8 @@ impl Subject for Queueing {
         vec![
             timing("the second call waits a minute", Self::unkeyed(once, 9, MINUTE), 1, MINUTE),
             timing("the third one does for its key", Self::by_key(once.burst(2), 9, MINUTE), 2, MINUTE),
+            timing("it waits for the slower one", Self::both(once, once.burst(2), 9, MINUTE), 1, MINUTE),
+            timing("it waits for its key", Self::both(once.burst(9), once, 9, MINUTE), 1, MINUTE),
             timing("a window begins", Self::unkeyed(Window::fixed(1, MINUTE), 9, MINUTE), 1, MINUTE),
         ]
     }
@@ -249,6 +268,77 @@ impl Subject for Queueing {
             panicking("the key function", with("x-panic", "1")),
             panicking("the cost function", costly("nothing")),
         ]
+    }
+}
+
+/// The mode that is not ready before there is a permit.
+#[derive(Debug)]
+pub(super) struct Waiting;
+
+impl Waiting {
+    fn of(limit: impl Into<Limit>) -> Handle {
+        let limiter = RateLimiter::new(limit);
+        Handle::new(move || RateLimitLayer::new(limiter.rule().cost(cost)).backpressure())
+    }
+}
+
+impl Subject for Waiting {
+    fn name(&self) -> String {
+        "rate-limit-backpressure".to_owned()
+    }
+
+    fn open(&self) -> Handle {
+        Self::of(Quota::per_minute(1 << 40))
+    }
+
+    fn readiness(&self) -> Readiness {
+        Readiness::PassThrough
+    }
+
+    fn refusals(&self) -> Vec<Refusal> {
+        vec![Refusal {
+            what: "costs too much for ever",
+            handle: Self::of(Quota::per_minute(2)),
+            warm_up: 0,
+            then: Then::Resolve,
+            request: costly("3"),
+            readiness: Readiness::PassThrough,
+            lifts: None,
+        }]
+    }
+
+    fn sharings(&self) -> Vec<Sharing> {
+        vec![Sharing {
+            what: "3 a minute",
+            handle: Self::of(Quota::per_minute(3)),
+            across: Across::Handle,
+            then: Then::Resolve,
+            request: Dress::any(),
+            reach: 3,
+        }]
+    }
+
+    fn timings(&self) -> Vec<Timing> {
+        vec![Timing {
+            what: "the second call waits a minute",
+            handle: Self::of(Quota::one_every(MINUTE)),
+            warm_up: 1,
+            then: Then::Resolve,
+            request: Dress::any(),
+            at: MINUTE,
+        }]
+    }
+
+    fn impossible(&self) -> Vec<Impossible> {
+        impossible()
+    }
+
+    fn panicking(&self) -> Vec<Panicking> {
+        vec![Panicking {
+            what: "the cost function",
+            handle: Self::of(Quota::per_minute(100)),
+            request: costly("nothing"),
+        }]
     }
 }
 
