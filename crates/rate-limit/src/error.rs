@@ -47,6 +47,8 @@ pub(crate) struct Refusal {
     pub(crate) kind: RejectionKind,
     pub(crate) retry_after: RetryAfter,
     pub(crate) detail: Arc<Exceeded>,
+    #[cfg(feature = "http")]
+    pub(crate) headers: Option<Box<http::HeaderMap>>,
 }
 
 impl Refusal {
@@ -57,7 +59,13 @@ impl Refusal {
                 (RejectionKind::RateLimited, RetryAfter::After(Duration::from_nanos(nanos)))
             }
         };
-        Self { kind, retry_after, detail: detail.clone() }
+        Self {
+            kind,
+            retry_after,
+            detail: detail.clone(),
+            #[cfg(feature = "http")]
+            headers: None,
+        }
     }
 
     /// The same, for another reason.
@@ -68,8 +76,13 @@ impl Refusal {
 
 impl From<Refusal> for Rejected {
     fn from(refusal: Refusal) -> Self {
-        Self::new(refusal.kind, crate::NAME)
+        let rejected = Self::new(refusal.kind, crate::NAME)
             .with_retry_after(refusal.retry_after)
-            .with_shared_source(refusal.detail)
+            .with_shared_source(refusal.detail);
+        #[cfg(feature = "http")]
+        if let Some(headers) = refusal.headers {
+            return rejected.with_headers(*headers);
+        }
+        rejected
     }
 }

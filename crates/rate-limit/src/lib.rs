@@ -18,6 +18,8 @@ mod backpressure;
 mod error;
 mod future;
 mod gcra;
+#[cfg(feature = "http")]
+mod http;
 mod key;
 mod keyed;
 mod layer;
@@ -41,6 +43,8 @@ pub use after::{After, Hold, Settle, Spent};
 pub use backpressure::Backpressure;
 pub use error::Exceeded;
 pub use future::ResponseFuture;
+#[cfg(feature = "http")]
+pub use http::{Told, exhausted};
 pub use key::{By, ByRef, CostOf, Costs, Each, KeyOf, Unkeyed};
 pub use layer::{Queue, RateLimitLayer, Reject};
 pub use limit::Limit;

@@ -18,7 +18,7 @@ use crate::{
     error::Refusal,
     keyed::{Asked, Keyed},
     one::One,
-    policy::{Denied, Level, Policy},
+    policy::{Denied, Level, Policy, Terms},
 };
 
 /// A limit's state: made once, shared by every layer, service and clone that is made from it.
@@ -70,6 +70,16 @@ impl Count {
     pub(crate) const fn of<T, E>(taken: &Result<T, E>) -> Self {
         if taken.is_ok() { Self::Admitted } else { Self::Refused }
     }
+}
+
+/// What there is to see of a key.
+pub(crate) struct Seen {
+    pub(crate) terms: Terms,
+    pub(crate) level: Level,
+    /// How many nanoseconds a call would have to wait for one permit.
+    #[cfg_attr(not(feature = "http"), expect(dead_code, reason = "only told over HTTP"))]
+    pub(crate) wait: u64,
+    pub(crate) queued: usize,
 }
 
 /// How often, in the order of [`Count`].
@@ -210,19 +220,13 @@ impl<K: Hash + Eq> RateLimiter<K> {
     {
         let now = self.nanos(Instant::now());
         let asked = self.ask(key);
-        let seen = self.with(&asked, now, |account| {
-            account.advance(now);
-            (account.level(now), account.queue.len(), account.terms.policy.capacity())
-        });
-        let policy = &self.0.policy;
-        let (level, queued, capacity) =
-            seen.unwrap_or_else(|_| (policy.level([0, 0], now), 0, policy.capacity()));
+        let Seen { terms, level, queued, .. } = self.see(&asked, now);
         let [admitted, refused, timed_out] = match &self.0.cells {
             Cells::One(one) => one.counts(),
             Cells::Keyed(keyed) => keyed.counts_of(&asked),
         };
         let Level { available, remaining, reset_after } = level;
-        let reset_after = Duration::from_nanos(reset_after);
+        let (capacity, reset_after) = (terms.policy.capacity(), Duration::from_nanos(reset_after));
         KeyStats { available, remaining, capacity, reset_after, queued, admitted, refused, timed_out }
     }
 
@@ -323,6 +327,27 @@ impl<K: Hash + Eq> RateLimiter<K> {
             Cells::One(one) => Ok(one.with(now, look)),
             Cells::Keyed(keyed) => keyed.with(asked, now, look),
         }
+    }
+
+    /// What holds for a key, what is left of it, and how many nanoseconds a call would have to wait for one permit.
+    pub(crate) fn see<Q>(&self, asked: &Asked<'_, Q>, now: u64) -> Seen
+    where
+        K: Borrow<Q>,
+        Q: Eq + ToOwned<Owned = K> + ?Sized,
+    {
+        let seen = self.with(asked, now, |account| {
+            account.advance(now);
+            let wait = match account.look(now, 1) {
+                Err(Denied::Wait(wait)) => wait,
+                Ok(()) | Err(Denied::Never) => 0,
+            };
+            let (terms, level) = (account.terms, account.level(now));
+            Seen { terms, level, wait, queued: account.queue.len() }
+        });
+        seen.unwrap_or_else(|_| {
+            let terms = Terms { policy: self.0.policy, hold: 0 };
+            Seen { terms, level: terms.level([0, 0], now), wait: 0, queued: 0 }
+        })
     }
 
     pub(crate) fn gate(&self, hash: NonZeroU64) -> &Mutex<()> {

@@ -87,6 +87,16 @@ impl Policy {
         to.charge(to.charge([0, 0], now, used), now, owed)
     }
 
+    /// In how many nanoseconds all of it is there again.
+    #[cfg(feature = "http")]
+    pub(crate) fn period(&self) -> u64 {
+        match self {
+            Self::Gcra(gcra) => gcra.level(gcra.charge(0, 0, gcra.capacity()), 0).reset_after,
+            Self::Fixed(frame) => frame.window(),
+            Self::Sliding(sliding) => sliding.window(),
+        }
+    }
+
     pub(crate) fn capacity(&self) -> u64 {
         match self {
             Self::Gcra(gcra) => gcra.capacity(),

@@ -47,6 +47,9 @@ pub(crate) trait Stake {
     fn count(&self, count: Count);
 
     fn refusal(&self, denied: Denied) -> Refusal;
+
+    #[cfg(feature = "http")]
+    fn report(&self, now: Instant) -> crate::http::Report;
 }
 
 /// A claim whose key is hashed.
@@ -103,6 +106,11 @@ where
 
     fn refusal(&self, denied: Denied) -> Refusal {
         self.limiter.refusal(denied)
+    }
+
+    #[cfg(feature = "http")]
+    fn report(&self, now: Instant) -> crate::http::Report {
+        crate::http::Report::of(self, now)
     }
 }
 

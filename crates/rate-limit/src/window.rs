@@ -147,6 +147,11 @@ pub(crate) struct Frame {
 }
 
 impl Frame {
+    #[cfg(feature = "http")]
+    pub(crate) fn window(&self) -> u64 {
+        self.window
+    }
+
     pub(crate) fn limit(&self) -> u64 {
         self.limit
     }
@@ -213,6 +218,11 @@ impl At {
 impl Sliding {
     pub(crate) fn limit(&self) -> u64 {
         self.0.limit
+    }
+
+    #[cfg(feature = "http")]
+    pub(crate) fn window(&self) -> u64 {
+        self.0.window
     }
 
     fn roll(&self, [before, counts]: State, now: u64) -> At {
