@@ -15,5 +15,6 @@ pub fn subjects() -> Vec<Arc<dyn Subject>> {
         Arc::new(rate_limit::Rejecting),
         Arc::new(rate_limit::Queueing),
         Arc::new(rate_limit::Waiting),
+        Arc::new(rate_limit::Storing),
     ]
 }

@@ -13,10 +13,10 @@ use crate::{
     account::Bounds,
     after::After,
     key::{CostOf, Unkeyed},
-    limiter::Count,
     policy::Denied,
     service::Held,
     stake::{Asking, Stakes},
+    stats::Count,
     ticket::Ticket,
 };
 

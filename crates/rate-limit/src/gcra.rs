@@ -87,6 +87,11 @@ impl Gcra {
         tat <= self.clock(now)
     }
 
+    /// The rate in its lowest terms: so many in so many nanoseconds.
+    pub(crate) fn rate(&self) -> (u64, u64) {
+        (self.q, self.p)
+    }
+
     pub(crate) fn capacity(&self) -> u64 {
         self.burst
     }

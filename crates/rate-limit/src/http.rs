@@ -9,8 +9,8 @@ use tokio::time::Instant;
 use crate::{
     RateLimitLayer,
     after::Charge,
+    cells::Seen,
     error::Refusal,
-    limiter::Seen,
     rules::{Claims, Refused, Rules, RulesFor, with_claims},
     stake::{Asking, Stakes},
 };

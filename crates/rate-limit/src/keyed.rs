@@ -10,10 +10,10 @@ use std::{
 
 use crate::{
     account::{Account, Home, lock, wake_all},
-    limiter::{Count, Counts},
     part::{Entry, Part},
     policy::{Denied, Policy, Terms},
     queue::Queue,
+    stats::{Count, Counts},
 };
 
 /// The states of a limiter with keys, in parts that are locked by themselves.

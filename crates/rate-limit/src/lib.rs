@@ -15,6 +15,7 @@ macro_rules! opaque {
 mod account;
 mod after;
 mod backpressure;
+mod cells;
 mod error;
 mod future;
 mod gcra;
@@ -35,6 +36,9 @@ mod rule;
 mod rules;
 mod service;
 mod stake;
+mod stats;
+mod store;
+mod stored;
 mod table;
 mod ticket;
 mod window;
@@ -48,12 +52,15 @@ pub use http::{Told, exhausted};
 pub use key::{By, ByRef, CostOf, Costs, Each, KeyOf, Unkeyed};
 pub use layer::{Queue, RateLimitLayer, Reject};
 pub use limit::Limit;
-pub use limiter::{KeyStats, RateLimiter, Stats};
+pub use limiter::RateLimiter;
 pub use queued::QueuedFuture;
 pub use quota::{InvalidQuota, Quota};
 pub use rule::Rule;
-pub use rules::{All, Rules, RulesFor, Together};
+pub use rules::{All, Attach, Rules, RulesFor, Together};
 pub use service::RateLimit;
+pub use stats::{KeyStats, Stats};
+pub use store::{Ask, Measure, OnStoreError, Store, StoreError, StoredKey, Verdict};
+pub use stored::{Stored, StoredFuture};
 pub use window::Window;
 
 /// The layer's name in refusals.

@@ -1,10 +1,9 @@
 use std::{
     borrow::Borrow,
     hash::Hash,
-    num::NonZeroU64,
     sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -13,12 +12,11 @@ use bartizan_core::Rejected;
 use tokio::time::Instant;
 
 use crate::{
-    Exceeded, Limit, Rule,
-    account::{Account, lock},
-    error::Refusal,
-    keyed::{Asked, Keyed},
+    Exceeded, KeyStats, Limit, Rule, Stats,
+    cells::{Cells, Seen, Shared},
+    keyed::Keyed,
     one::One,
-    policy::{Denied, Level, Policy, Terms},
+    policy::{Level, Policy},
 };
 
 /// A limit's state: made once, shared by every layer, service and clone that is made from it.
@@ -40,50 +38,7 @@ use crate::{
 /// assert_eq!(limiter.stats().refused, 1);
 /// ```
 #[derive(Debug)]
-pub struct RateLimiter<K = ()>(Arc<Shared<K>>);
-
-#[derive(Debug)]
-struct Shared<K> {
-    detail: Arc<Exceeded>,
-    policy: Policy,
-    birth: Instant,
-    cells: Cells<K>,
-    /// Whether a layer asks this limit together with others: then all callers pass its gates.
-    gated: AtomicBool,
-}
-
-#[derive(Debug)]
-enum Cells<K> {
-    One(One),
-    Keyed(Keyed<K>),
-}
-
-/// What is counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Count {
-    Admitted,
-    Refused,
-    TimedOut,
-}
-
-impl Count {
-    pub(crate) const fn of<T, E>(taken: &Result<T, E>) -> Self {
-        if taken.is_ok() { Self::Admitted } else { Self::Refused }
-    }
-}
-
-/// What there is to see of a key.
-pub(crate) struct Seen {
-    pub(crate) terms: Terms,
-    pub(crate) level: Level,
-    /// How many nanoseconds a call would have to wait for one permit.
-    #[cfg_attr(not(feature = "http"), expect(dead_code, reason = "only told over HTTP"))]
-    pub(crate) wait: u64,
-    pub(crate) queued: usize,
-}
-
-/// How often, in the order of [`Count`].
-pub(crate) type Counts = [u64; 3];
+pub struct RateLimiter<K = ()>(pub(crate) Arc<Shared<K>>);
 
 impl<K> Clone for RateLimiter<K> {
     fn clone(&self) -> Self {
@@ -95,7 +50,7 @@ impl RateLimiter {
     /// One limit for everything that passes.
     pub fn new(limit: impl Into<Limit>) -> Self {
         let limit = limit.into();
-        let policy = limit.kind.policy();
+        let policy = limit.measure.policy();
         Self::build(limit.name, policy, Cells::One(One::new(policy)))
     }
 }
@@ -104,7 +59,7 @@ impl<K: Hash + Eq> RateLimiter<K> {
     /// A limit for each key by itself.
     pub fn keyed(limit: impl Into<Limit>) -> Self {
         let limit = limit.into();
-        let policy = limit.kind.policy();
+        let policy = limit.measure.policy();
         Self::build(limit.name, policy, Cells::Keyed(Keyed::new(policy, limit.max_keys)))
     }
 }
@@ -118,6 +73,8 @@ impl<K> RateLimiter<K> {
             birth: Instant::now(),
             cells,
             gated,
+            link: OnceLock::new(),
+            store_failures: AtomicU64::new(0),
         }))
     }
 
@@ -129,26 +86,6 @@ impl<K> RateLimiter<K> {
     /// The name that refusals tell.
     pub fn name(&self) -> &str {
         self.0.detail.limit()
-    }
-
-    pub(crate) fn gate_from_now_on(&self) {
-        self.0.gated.store(true, Relaxed);
-    }
-
-    /// Nanoseconds since this limiter was made.
-    #[inline]
-    pub(crate) fn nanos(&self, now: Instant) -> u64 {
-        u64::try_from(now.saturating_duration_since(self.0.birth).as_nanos()).unwrap_or(u64::MAX)
-    }
-
-    /// When so many nanoseconds since then have passed.
-    pub(crate) fn instant(&self, nanos: u64) -> Instant {
-        self.0.birth + Duration::from_nanos(nanos)
-    }
-
-    #[cold]
-    pub(crate) fn refusal(&self, denied: Denied) -> Refusal {
-        Refusal::new(denied, &self.0.detail)
     }
 }
 
@@ -191,10 +128,16 @@ impl<K: Hash + Eq> RateLimiter<K> {
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
-        if reserved != actual {
+        if reserved == actual {
+            return;
+        }
+        let asked = self.ask(key);
+        if let Some(link) = self.0.link.get() {
+            (link.sink.0)(&self.store_ask(&asked, reserved), actual);
+        } else {
             let now = self.nanos(Instant::now());
             // Only a key that is full again and for which there is no room any more is out of reach.
-            let _ = self.with(&self.ask(key), now, |account| account.settle(now, reserved, actual));
+            let _ = self.with(&asked, now, |account| account.settle(now, reserved, actual));
         }
     }
 
@@ -247,7 +190,8 @@ impl<K: Hash + Eq> RateLimiter<K> {
             Cells::One(one) => one.counts(),
             Cells::Keyed(keyed) => keyed.counts(),
         };
-        Stats { admitted, refused, timed_out, queued, keys }
+        let store_failures = self.0.store_failures.load(Relaxed);
+        Stats { admitted, refused, timed_out, queued, keys, store_failures }
     }
 
     /// Gives `key` a limit of its own, from now on. What it has used it has used still, though never more than the new
@@ -255,7 +199,7 @@ impl<K: Hash + Eq> RateLimiter<K> {
     ///
     /// Own limits are remembered until [`reset_quota`](Self::reset_quota), and do not count as keys.
     pub fn set_quota(&self, key: K, limit: impl Into<Limit>) {
-        self.change(key, Some(limit.into().kind.policy()));
+        self.change(key, Some(limit.into().measure.policy()));
     }
 
     /// Gives `key` the limiter's own limit again.
@@ -270,139 +214,4 @@ impl<K: Hash + Eq> RateLimiter<K> {
             Cells::Keyed(keyed) => keyed.set_policy(key, policy, now),
         }
     }
-
-    #[inline]
-    pub(crate) fn ask<'a, Q: Hash + ?Sized>(&self, key: &'a Q) -> Asked<'a, Q> {
-        match &self.0.cells {
-            Cells::One(_) => Asked { hash: NonZeroU64::MIN, key },
-            Cells::Keyed(keyed) => keyed.ask(key),
-        }
-    }
-
-    #[inline]
-    pub(crate) fn take<Q>(&self, asked: &Asked<'_, Q>, now: u64, n: u64) -> Result<(), Denied>
-    where
-        K: Borrow<Q>,
-        Q: Eq + ToOwned<Owned = K> + ?Sized,
-    {
-        self.gated(asked.hash, || self.take_inside(asked, now, n))
-    }
-
-    /// Does something behind the gate, if there is one.
-    #[inline]
-    pub(crate) fn gated<T>(&self, hash: NonZeroU64, take: impl FnOnce() -> T) -> T {
-        let _gate = self.0.gated.load(Relaxed).then(|| lock(self.gate(hash)));
-        take()
-    }
-
-    /// [`take`](Self::take) for whoever has the gate.
-    #[inline]
-    pub(crate) fn take_inside<Q>(&self, asked: &Asked<'_, Q>, now: u64, n: u64) -> Result<(), Denied>
-    where
-        K: Borrow<Q>,
-        Q: Eq + ToOwned<Owned = K> + ?Sized,
-    {
-        match &self.0.cells {
-            Cells::One(one) => {
-                let taken = one.take(now, n);
-                one.count(Count::of(&taken));
-                taken
-            }
-            Cells::Keyed(keyed) => keyed.take(asked, now, n),
-        }
-    }
-
-    /// Looks at a key. Denied if there is no room for one more.
-    pub(crate) fn with<Q, T>(
-        &self,
-        asked: &Asked<'_, Q>,
-        now: u64,
-        look: impl FnOnce(&mut Account<'_>) -> T,
-    ) -> Result<T, Denied>
-    where
-        K: Borrow<Q>,
-        Q: Eq + ToOwned<Owned = K> + ?Sized,
-    {
-        match &self.0.cells {
-            Cells::One(one) => Ok(one.with(now, look)),
-            Cells::Keyed(keyed) => keyed.with(asked, now, look),
-        }
-    }
-
-    /// What holds for a key, what is left of it, and how many nanoseconds a call would have to wait for one permit.
-    pub(crate) fn see<Q>(&self, asked: &Asked<'_, Q>, now: u64) -> Seen
-    where
-        K: Borrow<Q>,
-        Q: Eq + ToOwned<Owned = K> + ?Sized,
-    {
-        let seen = self.with(asked, now, |account| {
-            account.advance(now);
-            let wait = match account.look(now, 1) {
-                Err(Denied::Wait(wait)) => wait,
-                Ok(()) | Err(Denied::Never) => 0,
-            };
-            let (terms, level) = (account.terms, account.level(now));
-            Seen { terms, level, wait, queued: account.queue.len() }
-        });
-        seen.unwrap_or_else(|_| {
-            let terms = Terms { policy: self.0.policy, hold: 0 };
-            Seen { terms, level: terms.level([0, 0], now), wait: 0, queued: 0 }
-        })
-    }
-
-    pub(crate) fn gate(&self, hash: NonZeroU64) -> &Mutex<()> {
-        match &self.0.cells {
-            Cells::One(one) => one.gate(),
-            Cells::Keyed(keyed) => keyed.gate(hash),
-        }
-    }
-
-    pub(crate) fn count<Q>(&self, asked: &Asked<'_, Q>, count: Count)
-    where
-        K: Borrow<Q>,
-        Q: Eq + ToOwned<Owned = K> + ?Sized,
-    {
-        match &self.0.cells {
-            Cells::One(one) => one.count(count),
-            Cells::Keyed(keyed) => keyed.count(asked, count),
-        }
-    }
-}
-
-/// What a limiter has done, and what it remembers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Stats {
-    /// Calls that passed, after a wait or without one.
-    pub admitted: u64,
-    /// Calls refused, those that waited in vain included.
-    pub refused: u64,
-    /// Calls that waited in vain.
-    pub timed_out: u64,
-    /// Calls that wait now.
-    pub queued: usize,
-    /// Keys that are not full now; without keys 1 or 0.
-    pub keys: usize,
-}
-
-/// What is left for a key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct KeyStats {
-    /// Permits that are there now; below 0 what is owed.
-    pub available: i64,
-    /// Permits that are there now.
-    pub remaining: u64,
-    /// The most that can be there.
-    pub capacity: u64,
-    /// When the key is full again if nothing comes any more.
-    pub reset_after: Duration,
-    /// Calls that wait now.
-    pub queued: usize,
-    /// Calls that passed since the key was last full and forgotten; without keys all of them.
-    pub admitted: u64,
-    /// Calls refused since then, those that waited in vain included.
-    pub refused: u64,
-    /// Calls that waited in vain since then.
-    pub timed_out: u64,
 }

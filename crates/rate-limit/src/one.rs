@@ -9,9 +9,9 @@ use std::sync::{
 use crate::{
     account::{Account, Home, lock, wake_all},
     gcra::Cell,
-    limiter::{Count, Counts},
     policy::{Denied, Policy, State, Terms},
     queue::Queue,
+    stats::{Count, Counts},
 };
 
 /// The state of a limiter without keys: one atomic number, and a lock only for what that cannot hold.

@@ -3,9 +3,9 @@
 use std::{borrow::Borrow, num::NonZeroU64};
 
 use crate::{
-    limiter::{Count, Counts},
     policy::{Policy, State, Terms},
     queue::Queue,
+    stats::{Count, Counts},
     table::Table,
 };
 

@@ -1,4 +1,5 @@
 use crate::{
+    Measure, Quota, Window,
     gcra::Gcra,
     window::{Frame, Sliding},
 };
@@ -94,6 +95,15 @@ impl Policy {
             Self::Gcra(gcra) => gcra.level(gcra.charge(0, 0, gcra.capacity()), 0).reset_after,
             Self::Fixed(frame) => frame.window(),
             Self::Sliding(sliding) => sliding.window(),
+        }
+    }
+
+    /// What it was made from, or what counts the same.
+    pub(crate) fn measure(&self) -> Measure {
+        match self {
+            Self::Gcra(gcra) => Measure::Quota(Quota::of(gcra)),
+            Self::Fixed(frame) => Measure::Window(Window::of(frame, false)),
+            Self::Sliding(sliding) => Measure::Window(Window::of(&sliding.0, true)),
         }
     }
 

@@ -5,11 +5,12 @@ use std::{borrow::Borrow, hash::Hash, sync::Arc};
 use tokio::time::Instant;
 
 use crate::{
-    Rule,
+    Rule, StoredKey,
     after::{After, Charge, Every},
     error::Refusal,
     key::{CostOf, KeyOf},
     stake::{Asking, MOST, Stake, Stakes, admit_all},
+    store::Sink,
 };
 
 /// What a layer asks before it lets a call pass: a [`Rule`], or [`All`] of several.
@@ -171,6 +172,25 @@ pub trait Together {
     fn gate_from_now_on(&self);
 }
 
+/// Rules whose calls a store can count: all but those that tell what is left, which a store knows and this process does
+/// not.
+pub trait Attach {
+    #[doc(hidden)]
+    fn attach(&self, settle: &Sink);
+}
+
+impl<K: StoredKey, Key, Cost, Then> Attach for Rule<K, Key, Cost, Then> {
+    fn attach(&self, settle: &Sink) {
+        self.limiter.attach(settle);
+    }
+}
+
+impl<K: StoredKey, Key, Cost, Then> Attach for All<Arc<[Rule<K, Key, Cost, Then>]>> {
+    fn attach(&self, settle: &Sink) {
+        self.0.iter().for_each(|rule| rule.attach(settle));
+    }
+}
+
 impl<T> All<T> {
     fn admit_together<Req, Res>(&self, request: &Req) -> Result<<Self as RulesFor<Req, Res>>::Charge, Refused>
     where
@@ -224,6 +244,12 @@ macro_rules! together {
         impl<$($k, $key, $cost, $then),+> Together for ($(Rule<$k, $key, $cost, $then>,)+) {
             fn gate_from_now_on(&self) {
                 $(self.$m.limiter.gate_from_now_on();)+
+            }
+        }
+
+        impl<$($k: StoredKey, $key, $cost, $then),+> Attach for All<($(Rule<$k, $key, $cost, $then>,)+)> {
+            fn attach(&self, settle: &Sink) {
+                $(self.0.$m.attach(settle);)+
             }
         }
 

@@ -10,13 +10,13 @@ use std::{
 use tokio::time::Instant;
 
 use crate::{
-    RateLimiter,
+    Ask, RateLimiter,
     account::{Bounds, Denial, lock},
     error::Refusal,
     keyed::Asked,
-    limiter::Count,
     policy::Denied,
     queue::{Fate, Place},
+    stats::Count,
 };
 
 /// The most limits that can be asked together.
@@ -47,6 +47,14 @@ pub(crate) trait Stake {
     fn count(&self, count: Count);
 
     fn refusal(&self, denied: Denied) -> Refusal;
+
+    /// For how many nanoseconds the key is held.
+    fn held(&self, now: Instant) -> Option<u64>;
+
+    /// What a store is asked.
+    fn ask(&self) -> Ask;
+
+    fn count_store_failure(&self);
 
     #[cfg(feature = "http")]
     fn report(&self, now: Instant) -> crate::http::Report;
@@ -106,6 +114,20 @@ where
 
     fn refusal(&self, denied: Denied) -> Refusal {
         self.limiter.refusal(denied)
+    }
+
+    fn held(&self, now: Instant) -> Option<u64> {
+        let now = self.limiter.nanos(now);
+        let hold = self.limiter.see(&self.asked, now).terms.hold;
+        hold.checked_sub(now).filter(|held| *held > 0)
+    }
+
+    fn ask(&self) -> Ask {
+        self.limiter.store_ask(&self.asked, self.cost)
+    }
+
+    fn count_store_failure(&self) {
+        self.limiter.count_store_failure();
     }
 
     #[cfg(feature = "http")]

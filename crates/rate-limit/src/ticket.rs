@@ -11,10 +11,10 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use crate::{
     account::{Bounds, Denial},
     error::Refusal,
-    limiter::Count,
     policy::Denied,
     queue::{Fate, Place},
     stake::{Stakes, gates, take_all},
+    stats::Count,
 };
 
 /// A call's permits, or its place in a queue for them.

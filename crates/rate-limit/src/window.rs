@@ -119,6 +119,16 @@ impl Window {
         Duration::from_nanos(self.window)
     }
 
+    pub(crate) fn of(frame: &Frame, sliding: bool) -> Self {
+        let Frame { limit, window, lead } = *frame;
+        Self { limit, window, sliding, anchor: Anchor::After((window - lead) % window) }
+    }
+
+    /// Whether the window slides.
+    pub const fn slides(&self) -> bool {
+        self.sliding
+    }
+
     /// `since_1970` is the wall clock when the limiter is made.
     pub(crate) fn policy(self, since_1970: impl FnOnce() -> Duration) -> crate::policy::Policy {
         let lead = match self.anchor {
@@ -199,7 +209,7 @@ impl Frame {
 
 /// The window before counts as far as it still reaches in. The state is the number, and two counts of 32 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Sliding(Frame);
+pub(crate) struct Sliding(pub(crate) Frame);
 
 /// A window's number, its count, the last one's, and how much of the window has passed.
 struct At {

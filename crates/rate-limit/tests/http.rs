@@ -98,13 +98,13 @@ async fn a_queueing_layer_tells_it_too() {
     let service = RejectionLayer::problem_json().layer(layer.layer(service_fn(ok)));
     let call = || service.clone().oneshot(Request::new(())).map(Result::unwrap);
     assert_eq!(told(call().await.headers(), "ratelimit"), r#""default";r=0;t=60"#);
-    let waiting = tokio::spawn(service.clone().oneshot(Request::new(())));
-    tokio::task::yield_now().await;
+    let mut waiting = tokio_test::task::spawn(Box::pin(service.clone().oneshot(Request::new(()))));
+    assert!(waiting.poll().is_pending());
     let refused = call().await;
     assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
     assert_eq!(told(refused.headers(), "retry-after"), "120");
     assert_eq!(told(refused.headers(), "ratelimit"), r#""default";r=0;t=120"#);
-    let served = waiting.await.unwrap().unwrap();
+    let served = waiting.into_inner().await.unwrap();
     assert_eq!(told(served.headers(), "ratelimit"), r#""default";r=0;t=60"#);
 }
 

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use bartizan_rate_limit::{Limit, Quota, RateLimitLayer, RateLimiter, Window};
+use bartizan_rate_limit::{Limit, OnStoreError, Quota, RateLimitLayer, RateLimiter, Window};
 
 use crate::{
     Subject,
     controlled::Then,
+    store::Remote,
     subject::{Across, Dress, Impossible, Panicking, Readiness, Refusal, Sharing, Timing},
     wire::{Handle, Req},
 };
@@ -339,6 +340,91 @@ impl Subject for Waiting {
             handle: Self::of(Quota::per_minute(100)),
             request: costly("nothing"),
         }]
+    }
+}
+
+/// Counted in a store. A law cannot know how long one takes, so it takes no time but where that is the law.
+#[derive(Debug)]
+pub(super) struct Storing;
+
+impl Storing {
+    fn both(all: Quota, each: Quota) -> Handle {
+        Self::away(Duration::ZERO, all, each)
+    }
+
+    fn away(latency: Duration, all: Quota, each: Quota) -> Handle {
+        let (all, each) = (RateLimiter::new(Limit::new("all", all)), keyed(Limit::new("each", each)));
+        let store = Remote::new(latency);
+        Handle::new(move || {
+            let rules = (each.rule().by_ref(key).cost(cost), all.rule());
+            RateLimitLayer::all(rules).store(store.clone(), MINUTE, OnStoreError::Deny)
+        })
+    }
+}
+
+impl Subject for Storing {
+    fn name(&self) -> String {
+        "rate-limit-store".to_owned()
+    }
+
+    fn open(&self) -> Handle {
+        let open = Quota::per_minute(1 << 40);
+        Self::both(open, open)
+    }
+
+    fn readiness(&self) -> Readiness {
+        Readiness::AtOnce
+    }
+
+    fn dress(&self, n: usize, request: Req) -> Req {
+        Rejecting.dress(n, request)
+    }
+
+    fn refusals(&self) -> Vec<Refusal> {
+        let refusal = |what, handle, warm_up, request, lifts| {
+            let (then, readiness) = (Then::Resolve, Readiness::AtOnce);
+            Refusal { what, handle, warm_up, then, request, readiness, lifts }
+        };
+        let (two, nine) = (Quota::per_minute(2), Quota::per_minute(9));
+        vec![
+            refusal("2 a minute for all", Self::both(two, nine), 2, with(KEY, "anna"), Some(MINUTE / 2)),
+            refusal("2 a minute for each", Self::both(nine, two), 2, with(KEY, "anna"), Some(MINUTE / 2)),
+            refusal("costs too much for ever", Self::both(nine, two), 0, costly("3"), None),
+        ]
+    }
+
+    fn sharings(&self) -> Vec<Sharing> {
+        vec![Sharing {
+            what: "3 a minute for a key",
+            handle: Self::both(Quota::per_minute(9), Quota::per_minute(3)),
+            across: Across::Handle,
+            then: Then::Resolve,
+            request: with(KEY, "anna"),
+            reach: 3,
+        }]
+    }
+
+    fn timings(&self) -> Vec<Timing> {
+        vec![Timing {
+            what: "a call waits for the store",
+            handle: Self::away(MINUTE / 6, Quota::per_minute(9), Quota::per_minute(9)),
+            warm_up: 0,
+            then: Then::Resolve,
+            request: with(KEY, "anna"),
+            at: MINUTE / 6,
+        }]
+    }
+
+    fn impossible(&self) -> Vec<Impossible> {
+        impossible()
+    }
+
+    fn panicking(&self) -> Vec<Panicking> {
+        let panicking = |what, request| Panicking { what, handle: self.open(), request };
+        vec![
+            panicking("the key function", with("x-panic", "1")),
+            panicking("the cost function", costly("nothing")),
+        ]
     }
 }
 
