@@ -148,7 +148,9 @@ pub(crate) struct Link<K> {
 /// Where what is settled goes.
 #[doc(hidden)]
 #[derive(Clone)]
-pub struct Sink(pub(crate) Arc<dyn Fn(&Ask, u64) + Send + Sync>);
+pub struct Sink(pub(crate) Arc<SettleFn>);
+
+type SettleFn = dyn Fn(&Ask, u64) + Send + Sync;
 
 opaque!(Link<K>,);
 

@@ -48,8 +48,13 @@ impl Ticket {
         let now = Instant::now();
         let deadline = now.checked_add(Duration::from_nanos(bounds.max_wait));
         let mut ticket = Self { state: State::Over, bounds, deadline, wait: 0 };
-        ticket.wait = ticket.enter(stakes, now, bounds)?;
-        Ok(ticket)
+        match ticket.enter(stakes, now, bounds) {
+            Ok(wait) => Ok(Self { wait, ..ticket }),
+            Err((limit, refusal)) => {
+                stakes[limit].expect("it denied").count(Count::Refused);
+                Err(refusal)
+            }
+        }
     }
 
     /// Waits for the permits. `sleep` is this ticket's timer.
@@ -126,9 +131,11 @@ impl Ticket {
         let max_wait = u64::try_from(left.as_nanos()).unwrap_or(u64::MAX);
         match self.enter(stakes, now, Bounds { max_wait, ..self.bounds }) {
             Ok(_) => Ok(()),
-            Err(refusal) => {
+            Err((limit, refusal)) => {
                 // It has waited, so it is refused for that.
-                stakes[limit].expect("it waited there").count(Count::TimedOut);
+                let stake = stakes[limit].expect("it denied");
+                stake.count(Count::TimedOut);
+                stake.count(Count::Refused);
                 Err(refusal.of_kind(RejectionKind::QueueTimeout))
             }
         }
@@ -149,8 +156,9 @@ impl Ticket {
         Err(())
     }
 
-    /// Takes from all limits, or a place in the queue of the one that has to be waited for longest.
-    fn enter(&mut self, stakes: &Stakes<'_>, now: Instant, bounds: Bounds) -> Result<u64, Refusal> {
+    /// Takes from all limits, or a place in the queue of the one that has to be waited for longest: and how long. Or says
+    /// which limit refused.
+    fn enter(&mut self, stakes: &Stakes<'_>, now: Instant, bounds: Bounds) -> Result<u64, (usize, Refusal)> {
         let limit = if stakes.len() == 1 {
             if stakes[0].is_none() {
                 self.state = State::Granted;
@@ -182,7 +190,6 @@ impl Ticket {
             Err(Denial::Full(wait)) => stake.refusal(Denied::Wait(wait)).of_kind(RejectionKind::QueueFull),
             Err(Denial::Limited(denied)) => stake.refusal(denied),
         };
-        stake.count(Count::Refused);
-        Err(refusal)
+        Err((limit, refusal))
     }
 }

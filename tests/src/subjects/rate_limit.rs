@@ -42,6 +42,10 @@ fn impossible() -> Vec<Impossible> {
         Impossible::new("one every thousand years", || Quota::one_every(MINUTE * 60 * 24 * 365_250)),
         Impossible::new("a window for no calls", || Window::fixed(0, MINUTE)),
         Impossible::new("a window of no time", || Window::sliding(1, Duration::ZERO)),
+        Impossible::new("nine limits at once", || {
+            let limiter = RateLimiter::new(Quota::per_minute(1));
+            RateLimitLayer::all_of((0..9).map(|_| limiter.rule()).collect())
+        }),
         Impossible::new("no keys", || Limit::from(Quota::per_minute(1)).max_keys(0)),
     ]
 }
