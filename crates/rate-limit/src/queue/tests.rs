@@ -38,9 +38,11 @@ enum Op {
     /// One is not polled any more, though woken.
     Park(usize),
     Pass(u64),
+    /// Nothing passes for so long.
+    Hold(u64),
 }
 
-const OPS: [Op; 8] = [
+const OPS: [Op; 9] = [
     Op::Join(1),
     Op::Join(2),
     Op::Drop(0),
@@ -49,6 +51,7 @@ const OPS: [Op; 8] = [
     Op::Park(1),
     Op::Pass(2 * TICK),
     Op::Pass(5 * TICK),
+    Op::Hold(7 * TICK),
 ];
 const PERMIT: u64 = 5 * TICK;
 
@@ -58,12 +61,14 @@ struct World {
     queue: Queue,
     tasks: Vec<Task>,
     now: u64,
+    /// From when until when nothing may have passed.
+    held: Vec<(u64, u64)>,
 }
 
 impl World {
     fn new() -> Self {
         let terms = Terms { policy: Policy::Gcra(Gcra::new(1, PERMIT, 2).unwrap()), hold: 0 };
-        Self { terms, state: [0, 0], queue: Queue::default(), tasks: Vec::new(), now: 0 }
+        Self { terms, state: [0, 0], queue: Queue::default(), tasks: Vec::new(), now: 0, held: Vec::new() }
     }
 
     fn advance(&mut self) {
@@ -121,6 +126,12 @@ impl World {
             }
             Op::Park(n) if n < self.tasks.len() => self.tasks[n].parked = true,
             Op::Drop(_) | Op::Park(_) => {}
+            Op::Hold(time) => {
+                self.terms.hold = self.terms.hold.max(self.now + time);
+                self.held.push((self.now + 1, self.now + time));
+                self.queue.reckon(&self.terms, self.state, self.now, &mut Vec::new());
+                self.advance();
+            }
             Op::Pass(time) => self.pass(self.now + time),
         }
     }
@@ -164,12 +175,15 @@ fn every_order_of_a_few_events_ends_well() {
         for op in &ops {
             world.act(*op);
         }
-        // Nobody costs more than 2, so each ends this much later at the latest, those who are gone included.
-        world.pass(world.now + 2 * PERMIT * (world.tasks.len() as u64 + 1));
+        // Nobody costs more than 2, so each ends this much later at the latest, once for itself and once for not being
+        // polled, those who are gone included.
+        let begin = world.now.max(world.terms.hold);
+        world.pass(begin + 2 * PERMIT * (2 * world.tasks.len() as u64 + 1));
         let polled = world.tasks.iter().filter(|task| !task.parked);
         let mut last = 0;
         for task in polled {
             let at = task.at.unwrap_or_else(|| panic!("{ops:?}: one waits for ever"));
+            assert!(world.held.iter().all(|(from, until)| at < *from || at >= *until), "{ops:?}: one passed");
             assert!(at >= last && at >= task.joined, "{ops:?}: one was overtaken");
             assert!(task.looks <= 2 + 2 * ops.len(), "{ops:?}: {} looks", task.looks);
             last = at;
