@@ -38,7 +38,6 @@ pub(crate) struct Shared<K> {
 }
 
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "there is one for each limiter")]
 pub(crate) enum Cells<K> {
     One(One),
     Keyed(Keyed<K>),

@@ -4,12 +4,12 @@
 //! It counts in parts of a nanosecond of which `q` make one, with `q = rate / gcd(rate, per)`, so that a permit is worth
 //! a whole number `p = per / gcd` of them and nothing is ever rounded.
 
-#[cfg(loom)]
-use loom::sync::atomic::{AtomicU64, Ordering::Relaxed};
-#[cfg(not(loom))]
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::{Relaxed, Release};
 
-use crate::policy::{Denied, Level, State};
+use crate::{
+    policy::{Denied, Level, State},
+    sync::AtomicU64,
+};
 
 /// A quota, in its own unit of time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,6 +119,10 @@ impl Gcra {
 #[derive(Debug)]
 pub(crate) struct Cell {
     tat: AtomicU64,
+    q: u64,
+    p: u64,
+    burst: u64,
+    span: u64,
     /// Until when 64 bits are enough. Time stands still then: too little is admitted, never too much.
     end: u64,
 }
@@ -126,7 +130,31 @@ pub(crate) struct Cell {
 impl Cell {
     /// `None` if 64 bits are not enough for this quota.
     pub(crate) fn new(gcra: &Gcra) -> Option<Self> {
-        Some(Self { tat: AtomicU64::new(0), end: gcra.end_of_a_cell()? })
+        let Gcra { q, p, burst, span } = *gcra;
+        let (span, end) = (u64::try_from(span).ok()?, gcra.end_of_a_cell()?);
+        Some(Self { tat: AtomicU64::new(0), q, p, burst, span, end })
+    }
+
+    /// [`Gcra::take`] in one step. No product or sum here is too great for 64 bits until `end`.
+    #[inline]
+    pub(crate) fn take(&self, now: u64, n: u64) -> Result<(), Denied> {
+        if n > self.burst {
+            return Err(Denied::Never);
+        }
+        let cost = n * self.p;
+        let (clock, room) = (now.min(self.end) * self.q, self.span - cost);
+        let mut tat = self.tat.load(Relaxed);
+        loop {
+            let base = tat.max(clock);
+            let used = base - clock;
+            if used > room {
+                return Err(Denied::Wait((used - room).div_ceil(self.q)));
+            }
+            match self.tat.compare_exchange_weak(tat, base + cost, Relaxed, Relaxed) {
+                Ok(_) => return Ok(()),
+                Err(seen) => tat = seen,
+            }
+        }
     }
 
     /// Changes the state in one step: `change` sees it and the time, and may be asked again.
@@ -153,9 +181,10 @@ impl Cell {
         [self.tat.load(Relaxed), 0]
     }
 
-    /// The state, which lives elsewhere from now on: here everything is denied.
+    /// The state, which lives elsewhere from now on: here everything is denied. Whoever is sees what was stored before,
+    /// after a fence.
     pub(crate) fn close(&self) -> State {
-        [self.tat.swap(u64::MAX, Relaxed), 0]
+        [self.tat.swap(u64::MAX, Release), 0]
     }
 }
 

@@ -1,31 +1,36 @@
 use std::sync::{
-    Mutex,
-    atomic::{
-        AtomicBool, AtomicU64, AtomicUsize,
-        Ordering::{Acquire, Relaxed, Release},
-    },
+    self,
+    atomic::Ordering::{Acquire, Relaxed, Release},
 };
 
 use crate::{
-    account::{Account, Home, lock, wake_all},
+    account::{Account, Home, wake_all},
+    counters::Counters,
     gcra::Cell,
     policy::{Denied, Policy, State, Terms},
     queue::Queue,
     stats::{Count, Counts},
+    sync::{AtomicBool, AtomicUsize, Mutex, fence, lock},
 };
 
 /// The state of a limiter without keys: one atomic number, and a lock only for what that cannot hold.
 #[derive(Debug)]
 pub(crate) struct One {
+    hot: Hot,
+    slowly: Box<Mutex<Slowly>>,
+    gate: sync::Mutex<()>,
+    counts: Counters,
+    queued: AtomicUsize,
+}
+
+/// All that a call looks at that does not lock, in cache lines that nothing else is in.
+#[derive(Debug)]
+#[repr(align(128))]
+struct Hot {
     /// As long as nothing is `slow`.
     cell: Option<Cell>,
-    policy: Policy,
     /// Whether calls have to lock: somebody waits, nothing passes, or the state does not fit the cell.
     slow: AtomicBool,
-    slowly: Mutex<Slowly>,
-    gate: Mutex<()>,
-    counts: [AtomicU64; 3],
-    queued: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -50,35 +55,44 @@ impl One {
         };
         let state = cell.is_none().then_some([0, 0]);
         Self {
-            slow: AtomicBool::new(cell.is_none()),
-            cell,
-            policy,
-            slowly: Mutex::new(Slowly { terms: Terms { policy, hold: 0 }, state, queue: Queue::default() }),
-            gate: Mutex::new(()),
-            counts: Default::default(),
+            hot: Hot { slow: AtomicBool::new(cell.is_none()), cell },
+            slowly: Box::new(Mutex::new(Slowly {
+                terms: Terms { policy, hold: 0 },
+                state,
+                queue: Queue::default(),
+            })),
+            gate: sync::Mutex::default(),
+            counts: Counters::default(),
             queued: AtomicUsize::new(0),
         }
     }
 
     #[inline]
     pub(crate) fn take(&self, now: u64, n: u64) -> Result<(), Denied> {
-        let Some(cell) = &self.cell else { return self.with(now, |account| account.take(now, n)) };
-        if self.slow.load(Acquire) {
-            return self.with(now, |account| account.take(now, n));
+        let Hot { cell: Some(cell), slow } = &self.hot else { return self.take_slowly(now, n) };
+        if slow.load(Acquire) {
+            return self.take_slowly(now, n);
         }
-        let policy = self.policy;
-        let taken = cell.update(now, |state, now| Ok((policy.take(state, now, n)?, ())));
-        // The cell may have been closed meanwhile: then it denies, whatever the truth is.
-        if taken.is_err() && self.slow.load(Acquire) {
-            return self.with(now, |account| account.take(now, n));
+        let taken = cell.take(now, n);
+        if taken.is_err() {
+            // The cell may have been closed meanwhile: then it denies, whatever the truth is.
+            fence(Acquire);
+            if slow.load(Relaxed) {
+                return self.take_slowly(now, n);
+            }
         }
         taken
+    }
+
+    #[cold]
+    fn take_slowly(&self, now: u64, n: u64) -> Result<(), Denied> {
+        self.with(now, |account| account.take(now, n))
     }
 
     pub(crate) fn with<T>(&self, now: u64, look: impl FnOnce(&mut Account<'_>) -> T) -> T {
         let mut slowly = lock(&self.slowly);
         let Slowly { terms, state, queue } = &mut *slowly;
-        let home = match (state, &self.cell) {
+        let home = match (state, &self.hot.cell) {
             (Some(state), _) => Home::Plain(state),
             (None, Some(cell)) => Home::Shared(cell),
             (None, None) => unreachable!("a limiter without a cell has its state under the lock"),
@@ -87,7 +101,7 @@ impl One {
         let told = look(&mut account);
         let wake = std::mem::take(&mut account.wake);
         *terms = account.terms;
-        self.slow.store(slowly.is_needed(now), Release);
+        self.hot.slow.store(slowly.is_needed(now), Release);
         self.queued.store(slowly.queue.len(), Relaxed);
         drop(slowly);
         wake_all(wake);
@@ -97,10 +111,10 @@ impl One {
     /// From now on another policy holds, and calls lock.
     pub(crate) fn set_policy(&self, policy: Policy, now: u64) {
         let mut slowly = lock(&self.slowly);
-        let state = match (slowly.state, &self.cell) {
+        let state = match (slowly.state, &self.hot.cell) {
             (Some(state), _) => state,
             (None, Some(cell)) => {
-                self.slow.store(true, Release);
+                self.hot.slow.store(true, Release);
                 cell.close()
             }
             (None, None) => [0, 0],
@@ -112,20 +126,24 @@ impl One {
     }
 
     /// What several limits at once lock.
-    pub(crate) fn gate(&self) -> &Mutex<()> {
+    pub(crate) fn gate(&self) -> &sync::Mutex<()> {
         &self.gate
     }
 
     #[inline]
     pub(crate) fn count(&self, count: Count) {
-        self.counts[count as usize].fetch_add(1, Relaxed);
+        self.counts.count(count);
     }
 
     pub(crate) fn counts(&self) -> Counts {
-        self.counts.each_ref().map(|count| count.load(Relaxed))
+        self.counts.counts()
     }
 
     pub(crate) fn queued(&self) -> usize {
         self.queued.load(Relaxed)
     }
 }
+
+#[cfg(all(test, loom))]
+#[path = "one/models.rs"]
+mod models;

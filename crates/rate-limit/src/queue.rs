@@ -130,8 +130,11 @@ impl Queue {
         while let Some(head) = self.waiters.front_mut() {
             let due = head.armed.clamp(now.saturating_sub(TICK), now);
             let taken = take(due, head.cost).or_else(|_| {
-                self.tail = None;
-                take(now, head.cost)
+                let late = take(now, head.cost);
+                if late.is_ok() {
+                    self.tail = None;
+                }
+                late
             });
             match taken {
                 Ok(()) => {
@@ -140,6 +143,10 @@ impl Queue {
                 }
                 Err(Denied::Wait(wait)) => {
                     let at = now.saturating_add(wait);
+                    // As long as it is served when it was to be, so are those behind it: nobody has to count again.
+                    if at != head.armed {
+                        self.tail = None;
+                    }
                     if at.saturating_sub(TICK) > head.deadline {
                         head.place.decide(Fate::Doomed(wait));
                         self.tail = None;

@@ -84,6 +84,29 @@ async fn a_head_that_nobody_polls_holds_nobody_up() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn thousands_behind_a_head_that_nobody_polls_are_served_with_few_polls() {
+    const WAITERS: usize = 2_000;
+    let limiter = RateLimiter::new(Quota::per_second(500).burst(1));
+    let (mut call, order) = calls(&limiter, WAITERS + 1, Duration::MAX);
+    call(0).await.unwrap();
+    let mut parked = call(1);
+    assert!(tokio_test::task::spawn(&mut parked).poll().is_pending());
+    let polls = Arc::new(AtomicUsize::new(0));
+    let tasks: Vec<_> = (2..WAITERS + 2).map(|n| tokio::spawn(Polled(call(n), polls.clone()))).collect();
+    for task in tasks {
+        task.await.unwrap().unwrap();
+    }
+    let order = order.lock().unwrap();
+    assert!(order.iter().map(|(n, _)| *n).eq([0].into_iter().chain(2..WAITERS + 2)));
+    let (late, polls) = (order[WAITERS].1, polls.load(SeqCst));
+    println!("{polls} polls for {WAITERS} waiters, the last one after {late:?}");
+    assert!(late <= Duration::from_millis(2) * 2_003, "{late:?}");
+    assert!(polls <= 4 * WAITERS, "{polls} polls");
+    drop(parked);
+    assert_eq!(limiter.stats().queued, 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn whoever_goes_away_gives_his_place_back() {
     let limiter = RateLimiter::new(Quota::one_every(SECOND));
     let (mut call, order) = calls(&limiter, 99, Duration::MAX);
