@@ -129,6 +129,30 @@ impl<K: Hash + Eq> RateLimiter<K> {
         }
     }
 
+    /// [`take`](Self::take) for whoever has the gate, and counts by himself.
+    pub(crate) fn take_uncounted<Q>(&self, asked: &Asked<'_, Q>, now: u64, n: u64) -> Result<(), Denied>
+    where
+        K: Borrow<Q>,
+        Q: Eq + ToOwned<Owned = K> + ?Sized,
+    {
+        match &self.0.cells {
+            Cells::One(one) => one.take(now, n),
+            Cells::Keyed(keyed) => keyed.with(asked, now, |it| it.take(now, n))?,
+        }
+    }
+
+    /// What [`take`](Self::take) would say.
+    pub(crate) fn look<Q>(&self, asked: &Asked<'_, Q>, now: u64, n: u64) -> Result<(), Denied>
+    where
+        K: Borrow<Q>,
+        Q: Eq + ToOwned<Owned = K> + ?Sized,
+    {
+        match &self.0.cells {
+            Cells::One(one) => one.look(now, n),
+            Cells::Keyed(keyed) => keyed.with(asked, now, |it| it.look(now, n))?,
+        }
+    }
+
     /// Looks at a key. Denied if there is no room for one more.
     pub(crate) fn with<Q, T>(
         &self,

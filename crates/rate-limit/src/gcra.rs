@@ -135,26 +135,38 @@ impl Cell {
         Some(Self { tat: AtomicU64::new(0), q, p, burst, span, end })
     }
 
-    /// [`Gcra::take`] in one step. No product or sum here is too great for 64 bits until `end`.
+    /// [`Gcra::take`] in one step.
     #[inline]
     pub(crate) fn take(&self, now: u64, n: u64) -> Result<(), Denied> {
+        let mut tat = self.tat.load(Relaxed);
+        loop {
+            match self.tat.compare_exchange_weak(tat, self.after(tat, now, n)?, Relaxed, Relaxed) {
+                Ok(_) => return Ok(()),
+                Err(seen) => tat = seen,
+            }
+        }
+    }
+
+    /// What [`take`](Self::take) would say.
+    pub(crate) fn look(&self, now: u64, n: u64) -> Result<(), Denied> {
+        self.after(self.tat.load(Relaxed), now, n).map(drop)
+    }
+
+    /// The theoretical arrival time after `n` permits are taken. No product or sum here is too great for 64 bits until
+    /// `end`.
+    #[inline]
+    fn after(&self, tat: u64, now: u64, n: u64) -> Result<u64, Denied> {
         if n > self.burst {
             return Err(Denied::Never);
         }
         let cost = n * self.p;
         let (clock, room) = (now.min(self.end) * self.q, self.span - cost);
-        let mut tat = self.tat.load(Relaxed);
-        loop {
-            let base = tat.max(clock);
-            let used = base - clock;
-            if used > room {
-                return Err(Denied::Wait((used - room).div_ceil(self.q)));
-            }
-            match self.tat.compare_exchange_weak(tat, base + cost, Relaxed, Relaxed) {
-                Ok(_) => return Ok(()),
-                Err(seen) => tat = seen,
-            }
+        let base = tat.max(clock);
+        let used = base - clock;
+        if used > room {
+            return Err(Denied::Wait((used - room).div_ceil(self.q)));
         }
+        Ok(base + cost)
     }
 
     /// Changes the state in one step: `change` sees it and the time, and may be asked again.

@@ -69,24 +69,36 @@ impl One {
 
     #[inline]
     pub(crate) fn take(&self, now: u64, n: u64) -> Result<(), Denied> {
-        let Hot { cell: Some(cell), slow } = &self.hot else { return self.take_slowly(now, n) };
-        if slow.load(Acquire) {
-            return self.take_slowly(now, n);
-        }
-        let taken = cell.take(now, n);
-        if taken.is_err() {
-            // The cell may have been closed meanwhile: then it denies, whatever the truth is.
-            fence(Acquire);
-            if slow.load(Relaxed) {
-                return self.take_slowly(now, n);
-            }
-        }
-        taken
+        self.quickly(|cell| cell.take(now, n)).unwrap_or_else(|| self.take_slowly(now, n))
     }
 
     #[cold]
     fn take_slowly(&self, now: u64, n: u64) -> Result<(), Denied> {
         self.with(now, |account| account.take(now, n))
+    }
+
+    /// What [`take`](Self::take) would say.
+    pub(crate) fn look(&self, now: u64, n: u64) -> Result<(), Denied> {
+        let quickly = self.quickly(|cell| cell.look(now, n));
+        quickly.unwrap_or_else(|| self.with(now, |account| account.look(now, n)))
+    }
+
+    /// Asks the cell, if that is all there is.
+    #[inline]
+    fn quickly(&self, ask: impl FnOnce(&Cell) -> Result<(), Denied>) -> Option<Result<(), Denied>> {
+        let Hot { cell: Some(cell), slow } = &self.hot else { return None };
+        if slow.load(Acquire) {
+            return None;
+        }
+        let told = ask(cell);
+        if told.is_err() {
+            // The cell may have been closed meanwhile: then it denies, whatever the truth is.
+            fence(Acquire);
+            if slow.load(Relaxed) {
+                return None;
+            }
+        }
+        Some(told)
     }
 
     pub(crate) fn with<T>(&self, now: u64, look: impl FnOnce(&mut Account<'_>) -> T) -> T {

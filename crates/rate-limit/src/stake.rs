@@ -35,7 +35,8 @@ pub(crate) trait Stake {
 
     fn give_back(&self, now: Instant);
 
-    /// Takes the permits, or a place in the queue for them: and how long it has to wait.
+    /// Takes the permits, or a place in the queue for them: and how long it has to wait. For whoever has no gate, as the
+    /// next two.
     fn enter(&self, now: Instant, bounds: Bounds) -> Result<(Option<Arc<Place>>, u64), Denial>;
 
     /// Looks after a place: what has become of it, or when to look again.
@@ -77,13 +78,11 @@ where
     }
 
     fn look(&self, now: Instant) -> Result<(), Denied> {
-        let now = self.limiter.nanos(now);
-        self.limiter.with(&self.asked, now, |it| it.look(now, self.cost)).and_then(|looked| looked)
+        self.limiter.look(&self.asked, self.limiter.nanos(now), self.cost)
     }
 
     fn take(&self, now: Instant) -> Result<(), Denied> {
-        let now = self.limiter.nanos(now);
-        self.limiter.with(&self.asked, now, |it| it.take(now, self.cost)).and_then(|taken| taken)
+        self.limiter.take_uncounted(&self.asked, self.limiter.nanos(now), self.cost)
     }
 
     fn give_back(&self, now: Instant) {
@@ -93,19 +92,22 @@ where
 
     fn enter(&self, now: Instant, bounds: Bounds) -> Result<(Option<Arc<Place>>, u64), Denial> {
         let now = self.limiter.nanos(now);
-        let entered = self.limiter.with(&self.asked, now, |it| it.enter(now, self.cost, bounds));
+        let enter = || self.limiter.with(&self.asked, now, |it| it.enter(now, self.cost, bounds));
+        let entered = self.limiter.gated(self.asked.hash, enter);
         entered.unwrap_or_else(|denied| Err(Denial::Limited(denied)))
     }
 
     fn attend(&self, now: Instant, place: &Arc<Place>, waker: &Waker) -> Result<Fate, Instant> {
         let now = self.limiter.nanos(now);
-        let attended = self.limiter.with(&self.asked, now, |it| it.attend(now, place, waker));
+        let attend = || self.limiter.with(&self.asked, now, |it| it.attend(now, place, waker));
+        let attended = self.limiter.gated(self.asked.hash, attend);
         attended.unwrap_or_else(|_| Ok(place.fate())).map_err(|at| self.limiter.instant(at))
     }
 
     fn withdraw(&self, now: Instant, place: &Arc<Place>) {
         let now = self.limiter.nanos(now);
-        let _ = self.limiter.with(&self.asked, now, |it| it.withdraw(now, self.cost, place));
+        let withdraw = || self.limiter.with(&self.asked, now, |it| it.withdraw(now, self.cost, place));
+        let _ = self.limiter.gated(self.asked.hash, withdraw);
     }
 
     fn count(&self, count: Count) {
