@@ -104,7 +104,7 @@ async fn one_that_tells_its_usage_allocates_four_times_more() {
 }
 
 /// How often a call allocates that is answered with this JSON.
-fn of_a_call(answer: &'static str) -> usize {
+fn of_a_call(answer: &'static str) -> u64 {
     let transport = service_fn(move |_: Request<Full<Bytes>>| {
         let mut response = Response::new(Full::new(Bytes::from_static(answer.as_bytes())));
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

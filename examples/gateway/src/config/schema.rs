@@ -5,8 +5,9 @@ use std::{fmt, net::SocketAddr, num::NonZeroUsize, ops::RangeInclusive, time::Du
 use http::{HeaderName, Uri, header, uri::Scheme};
 
 use super::{
-    Limits, ServerConfig,
-    key::{Key, Kind, nearest},
+    Config, Limits, ServerConfig,
+    key::{Key, Kind, Value, nearest, set},
+    rates::{KEY, QUEUE, RATES, TENANT, TOTAL, secret},
 };
 
 /// The models of a gateway that is told nothing.
@@ -16,7 +17,7 @@ pub(super) const MOCK_MODELS: [&str; 3] = ["mock-small", "mock-large", "mock-emb
 pub(super) const OPENAI_URL: &str = "https://api.openai.com/v1";
 
 /// A day: whoever wants a longer time limit wants none, which there is not.
-const MILLISECONDS: RangeInclusive<u64> = 1..=86_400_000;
+pub(super) const MILLISECONDS: RangeInclusive<u64> = 1..=86_400_000;
 
 pub(super) const SERVER: &[Key<ServerConfig>] = &[
     Key {
@@ -36,13 +37,14 @@ pub(super) const SERVER: &[Key<ServerConfig>] = &[
         name: "allow_remote",
         kind: Kind::Flag(|server, flag| server.allow_remote = flag),
         default: "false",
-        doc: "Whether `listen` may be an address that other machines can reach. The gateway asks nobody for a key of\n\
-              their own and uses yours upstream, so this needs to be said.",
+        doc: "Whether `listen` may be an address that other machines can reach. Without a [[key]] the gateway asks nobody\n\
+              for one and uses yours upstream, and it has no TLS, so this needs to be said.",
     },
     Key {
         name: "workers",
-        kind: Kind::IntegerOrAuto(1..=1024, |server, workers| {
+        kind: Kind::IntegerOr("auto", 1..=1024, |server, workers| {
             server.workers = workers.map_or_else(|| ServerConfig::default().workers, count);
+            Ok(())
         }),
         default: "\"auto\"",
         doc: "Worker threads, each with connections of its own. \"auto\" is one for each core.",
@@ -100,7 +102,17 @@ pub(super) const SERVER: &[Key<ServerConfig>] = &[
             Ok(())
         }),
         default: "\"x-tenant-id\"",
-        doc: "The request header that names the tenant.",
+        doc: "The request header that names the tenant, to be set by whoever authenticates clients before the gateway.\n\
+              With a [[key]] the key names the tenant, and the header is ignored.",
+    },
+    Key {
+        name: "admin_token",
+        kind: Kind::Secret("a string", |server, text| {
+            server.admin_token = Some(secret(text)?);
+            Ok(())
+        }),
+        default: "",
+        doc: "What to show as `Authorization: Bearer` to GET /admin/limits. Without it there is no such path.",
     },
 ];
 
@@ -195,16 +207,7 @@ pub(super) const MODEL: &[Key<RawModel>] = &[
     Key {
         name: "api_key_env",
         kind: Kind::Text("the name of an environment variable", |model, text| {
-            let mut bytes = text.bytes();
-            let is_name = bytes.next().is_some_and(|first| first == b'_' || first.is_ascii_alphabetic())
-                && bytes.all(|byte| byte == b'_' || byte.is_ascii_alphanumeric());
-            if !is_name {
-                // What stands here may well be the key, so it is not repeated.
-                return Err("must be the name of an environment variable that holds the key, such as \
-                            \"OPENAI_API_KEY\", and not the key itself"
-                    .to_owned());
-            }
-            model.api_key_env = Some(text.to_owned());
+            model.api_key_env = Some(variable_name(text)?);
             Ok(())
         }),
         default: "",
@@ -222,22 +225,43 @@ pub(super) const MODEL: &[Key<RawModel>] = &[
 ];
 
 /// What a configuration is made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Section {
     Server,
     Limits,
+    RateLimits,
+    TotalRateLimits,
+    Tenant,
+    Key,
     Model,
 }
 
 impl Section {
-    pub(super) const ALL: [Self; 3] = [Self::Server, Self::Limits, Self::Model];
+    pub(super) const ALL: [Self; 7] = [
+        Self::Server,
+        Self::Limits,
+        Self::RateLimits,
+        Self::TotalRateLimits,
+        Self::Tenant,
+        Self::Key,
+        Self::Model,
+    ];
 
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Server => "server",
             Self::Limits => "limits",
+            Self::RateLimits => "rate_limits",
+            Self::TotalRateLimits => "total_rate_limits",
+            Self::Tenant => "tenant",
+            Self::Key => "key",
             Self::Model => "model",
         }
+    }
+
+    /// Whether there may be many of it, written as `[[name]]`.
+    pub(super) fn is_list(self) -> bool {
+        matches!(self, Self::Tenant | Self::Key | Self::Model)
     }
 
     /// The names of its keys.
@@ -245,7 +269,30 @@ impl Section {
         match self {
             Self::Server => names(SERVER),
             Self::Limits => names(LIMITS),
+            Self::RateLimits => [names(RATES), names(QUEUE)].concat(),
+            Self::TotalRateLimits => names(TOTAL),
+            Self::Tenant => [names(TENANT), names(RATES)].concat(),
+            Self::Key => names(KEY),
             Self::Model => [names(MODEL), names(LIMITS)].concat(),
+        }
+    }
+
+    /// Sets a key of a section that is there once.
+    pub(super) fn set(
+        self,
+        config: &mut Config,
+        name: &str,
+        value: &Value<'_>,
+    ) -> Option<Result<(), String>> {
+        let rates = &mut config.rate_limits;
+        match self {
+            Self::Server => set(SERVER, &mut config.server, name, value),
+            Self::Limits => set(LIMITS, &mut config.limits, name, value),
+            Self::RateLimits => {
+                set(RATES, &mut rates.tenant, name, value).or_else(|| set(QUEUE, rates, name, value))
+            }
+            Self::TotalRateLimits => set(TOTAL, &mut rates.total, name, value),
+            Self::Tenant | Self::Key | Self::Model => None,
         }
     }
 
@@ -269,10 +316,7 @@ impl Section {
 /// As it is written in the file.
 impl fmt::Display for Section {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Server | Self::Limits => write!(f, "[{}]", self.name()),
-            Self::Model => write!(f, "[[{}]]", self.name()),
-        }
+        if self.is_list() { write!(f, "[[{}]]", self.name()) } else { write!(f, "[{}]", self.name()) }
     }
 }
 
@@ -283,6 +327,20 @@ fn names<T>(keys: &[Key<T>]) -> Vec<&'static str> {
 /// The variable that overrides a key.
 pub(super) fn variable(section: Section, key: &str) -> String {
     format!("GATEWAY_{}_{key}", section.name()).to_ascii_uppercase()
+}
+
+/// The name of a variable that holds a key.
+pub(super) fn variable_name(text: &str) -> Result<String, String> {
+    let mut bytes = text.bytes();
+    let is_name = bytes.next().is_some_and(|first| first == b'_' || first.is_ascii_alphabetic())
+        && bytes.all(|byte| byte == b'_' || byte.is_ascii_alphanumeric());
+    if !is_name {
+        // What stands here may well be the key, so it is not repeated.
+        return Err("must be the name of an environment variable that holds the key, such as \"OPENAI_API_KEY\", and \
+                    not the key itself"
+            .to_owned());
+    }
+    Ok(text.to_owned())
 }
 
 fn count(value: u64) -> NonZeroUsize {
