@@ -96,6 +96,8 @@ pub struct RateLimits {
     pub max_queue: usize,
     /// How long one may wait.
     pub max_wait: Duration,
+    /// Whether a model is left alone for as long as its upstream says.
+    pub follow_upstreams: bool,
 }
 
 /// Limits of rates; `None` is unlimited.
@@ -301,7 +303,7 @@ impl Default for Limits {
 impl Default for RateLimits {
     fn default() -> Self {
         let (tenant, total) = (Rates::default(), Rates::default());
-        Self { tenant, total, max_queue: 0, max_wait: Duration::from_secs(10) }
+        Self { tenant, total, max_queue: 0, max_wait: Duration::from_secs(10), follow_upstreams: false }
     }
 }
 

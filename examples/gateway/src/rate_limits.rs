@@ -5,19 +5,20 @@
 
 use std::{
     collections::HashSet,
+    hash::Hash,
     sync::{Arc, LazyLock},
     time::Duration,
 };
 
 use bartizan_core::{BoxError, Rejected, RejectionKind, UntilBodyEnd};
 use bartizan_provider::{Class, Error, Facts, Tenant, UsageReport};
-use bartizan_rate_limit::{Exceeded, Limit, Quota, RateLimitLayer, RateLimiter};
+use bartizan_rate_limit::{Exceeded, Limit, Quota, RateLimitLayer, RateLimiter, exhausted};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
 use http_body_util::Full;
 use serde_json::{Value, json};
-use tower::{Layer, Service, util::Either};
+use tower::{Layer, Service, ServiceExt, util::Either};
 
 use crate::config::{Config, Rates};
 
@@ -28,6 +29,7 @@ pub(crate) struct RateLimits {
     tokens: [Arc<Limited>; 3],
     total: [Arc<Limited>; 2],
     queue: Option<(usize, Duration)>,
+    upstreams: Option<Upstreams>,
 }
 
 impl RateLimits {
@@ -56,8 +58,9 @@ impl RateLimits {
             ],
             queue: (config.rate_limits.max_queue > 0)
                 .then_some((config.rate_limits.max_queue, config.rate_limits.max_wait)),
+            upstreams: config.rate_limits.follow_upstreams.then(|| Upstreams::new(config)),
         };
-        let limited = limits.used().next().is_some();
+        let limited = limits.used().next().is_some() || limits.upstreams.is_some();
         limited.then(|| Arc::new(limits))
     }
 
@@ -83,6 +86,10 @@ impl RateLimits {
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
+        let inner = match &self.upstreams {
+            Some(upstreams) => Either::Left(upstreams.around(inner)),
+            None => Either::Right(inner.map_err(Into::into as fn(S::Error) -> BoxError)),
+        };
         let requests = |limit: &Arc<Limited>| {
             let limited = limit.clone();
             limit.limiter.rule().by_ref(move |request: &Request<Bytes>| limited.key(request))
@@ -108,7 +115,8 @@ impl RateLimits {
 
     /// What there is to tell of every limit, and of this tenant's.
     pub(crate) fn describe(&self, tenant: Option<&Tenant>) -> Value {
-        self.used().map(|limit| limit.describe(tenant)).collect()
+        let limits = self.used().map(|limit| limit.describe(tenant));
+        limits.chain(self.upstreams.as_ref().map(Upstreams::describe)).collect()
     }
 
     fn used(&self) -> impl Iterator<Item = &Limited> {
@@ -168,15 +176,7 @@ impl Limited {
     }
 
     fn describe(&self, tenant: Option<&Tenant>) -> Value {
-        let all = self.limiter.stats();
-        let mut told = json!({
-            "name": self.limiter.name(),
-            "admitted": all.admitted,
-            "refused": all.refused,
-            "timed_out": all.timed_out,
-            "queued": all.queued,
-            "keys": all.keys,
-        });
+        let mut told = describe(&self.limiter);
         if let Some(tenant) = tenant {
             told["tenant"] = self.key_of(tenant).map_or(Value::Null, |key| {
                 let one = self.limiter.stats_of(key);
@@ -194,6 +194,74 @@ impl Limited {
         }
         told
     }
+}
+
+/// What upstreams say of their own limits, for each model. There is no limit but theirs.
+#[derive(Debug)]
+struct Upstreams {
+    held: RateLimiter<String>,
+    models: Arc<HashSet<String>>,
+}
+
+/// The longest that an upstream is believed.
+const MAX_HOLD: Duration = Duration::from_secs(60 * 60);
+
+impl Upstreams {
+    fn new(config: &Config) -> Self {
+        // More than there can be, so that only holds count.
+        let limit = Limit::new("upstream", Quota::per_second(1_000_000_000));
+        let models = config.models.iter().map(|model| model.name.clone()).collect();
+        Self { held: RateLimiter::keyed(limit), models: Arc::new(models) }
+    }
+
+    fn around<S, B>(
+        &self,
+        inner: S,
+    ) -> impl Service<Request<Bytes>, Response = Response<B>, Error = BoxError, Future: Send + 'static>
+    + Clone
+    + Send
+    + Sync
+    + 'static
+    + use<S, B>
+    where
+        S: Service<Request<Bytes>, Response = Response<B>> + Clone + Send + Sync + 'static,
+        S::Error: Into<BoxError>,
+        S::Future: Send,
+        B: 'static,
+    {
+        let models = self.models.clone();
+        let rule = self
+            .held
+            .rule()
+            // Names that nobody serves are not worth remembering.
+            .by_ref(move |request: &Request<Bytes>| {
+                models.get(facts(request).model()).and(Some(facts(request).model()))
+            })
+            .hold_when(|result: Result<&Response<B>, _>| exhausted(result).map(|wait| wait.min(MAX_HOLD)));
+        RateLimitLayer::new(rule).layer(inner)
+    }
+
+    fn describe(&self) -> Value {
+        let mut told = describe(&self.held);
+        let held = self.models.iter().filter_map(|model| {
+            let seconds = self.held.stats_of(model.as_str()).reset_after.as_secs_f64();
+            (seconds > 0.001).then(|| (model.clone(), json!(seconds)))
+        });
+        told["held"] = Value::Object(held.collect());
+        told
+    }
+}
+
+fn describe<K: Hash + Eq>(limiter: &RateLimiter<K>) -> Value {
+    let all = limiter.stats();
+    json!({
+        "name": limiter.name(),
+        "admitted": all.admitted,
+        "refused": all.refused,
+        "timed_out": all.timed_out,
+        "queued": all.queued,
+        "keys": all.keys,
+    })
 }
 
 /// Of a limit for which no request has a key but those of tenants with a quota of their own.

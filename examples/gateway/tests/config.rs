@@ -52,7 +52,7 @@ fn the_sample_shows_the_defaults() {
         _ => format!("{line}\n"),
     });
     let text: String = lines.collect();
-    assert_eq!(uncommented, 26);
+    assert_eq!(uncommented, 27);
     assert_eq!(format!("{:?}", load(&text)), defaults);
 }
 

@@ -375,3 +375,51 @@ async fn tenants_that_are_absurd() {
     assert_limited(&front.ask(&longest, GOOD).await, "requests_per_hour");
     front.stop().await;
 }
+
+#[tokio::test]
+async fn what_an_upstream_has_no_capacity_for_is_not_asked() {
+    let spent = || {
+        [
+            Script::new().status(429).header("retry-after", "7"),
+            Script::new()
+                .header("x-ratelimit-remaining-requests", "0")
+                .header("x-ratelimit-reset-requests", "6s"),
+        ]
+    };
+    for script in spent() {
+        let (mock, upstream) = mock().await;
+        mock.script(script);
+        let models = [
+            model("chat", upstream, ""),
+            model("other", upstream, ""),
+            "[rate_limits]\nfollow_upstreams = true\n".to_owned(),
+        ];
+        let gateway = Gateway::start(&format!("admin_token = \"{ADMIN}\""), &models).await;
+        let front = Front { address: gateway.address, gateway, mock };
+        let first = front.ask("", GOOD).await;
+        assert!([200, 429].contains(&first.status), "{first:?}");
+        for tenant in ["", "x-tenant-id: a\r\n"] {
+            let refused = front.ask(tenant, GOOD).await;
+            assert_limited(&refused, "upstream");
+            let wait: u64 = refused.header("retry-after").unwrap().parse().unwrap();
+            assert!((5..=7).contains(&wait), "{refused:?}");
+        }
+        assert_eq!(front.ask("", &GOOD.replace("chat", "other")).await.status, 200);
+        assert_eq!(front.ask("", &GOOD.replace("chat", "gpt-9")).await.status, 404);
+        assert_eq!(front.mock.calls(), 2);
+        let told = &front.limits("").await[0];
+        assert_eq!((&told["name"], &told["refused"]), (&json!("upstream"), &json!(2)));
+        let held = told["held"].as_object().unwrap();
+        assert!(held.len() == 1 && held["chat"].as_f64().unwrap() > 4.0, "{told}");
+        front.stop().await;
+    }
+
+    // Whoever does not want this asks on.
+    let front = Front::start("[rate_limits]\nrequests_per_hour = 9").await;
+    for script in spent() {
+        front.mock.script(script);
+        front.ask("", GOOD).await;
+    }
+    assert_eq!(front.ask("", GOOD).await.status, 200);
+    front.stop().await;
+}

@@ -87,6 +87,14 @@ pub(super) const QUEUE: &[Key<RateLimits>] = &[
         default: "10_000",
         doc: "How long a request may wait for a limit. One that would have to wait longer is refused at once.",
     },
+    Key {
+        name: "follow_upstreams",
+        kind: Kind::Flag(|limits, flag| limits.follow_upstreams = flag),
+        default: "false",
+        doc: "Whether to ask an upstream no more for a model that it says it has no capacity left for: by a 429 or 503 that\n\
+              says when to come back, or by an x-ratelimit-remaining header of 0. Until then, for an hour at most, requests\n\
+              for it are refused at once, whosever they are.",
+    },
 ];
 
 /// The keys of `[total_rate_limits]`.

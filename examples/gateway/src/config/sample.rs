@@ -91,7 +91,7 @@ const TENANT_HEAD: &str = "
 ";
 
 const KEY_HEAD: &str = "\
-#   The keys of [rate_limits] but max_queue and max_wait_ms: instead of those, for this tenant only.
+#   The limits and the burst of [rate_limits]: instead of those, for this tenant only.
 #
 # One [[key]] for each API key that clients may use. If there is one, a request without a known key is refused. Its keys:
 #
