@@ -17,7 +17,7 @@ use axum::{
     extract::{Path, Query, State, rejection::QueryRejection},
     routing::get,
 };
-use bartizan_core::{BoxError, RejectionLayer};
+use bartizan_core::{BoxError, Rejected, RejectionLayer};
 use bartizan_provider::{
     Class, Error, ErrorEventsLayer, Facts, HttpTransport, IntakeLayer, Limits, Provider, Tenant, mock::Mock,
     openai_error,
@@ -261,6 +261,8 @@ fn log(error: &BoxError) {
             tracing::warn!(%error, "a call failed");
         }
         Some(_) => tracing::debug!(%error, "a request was refused"),
+        // Not worth a line for each: /admin/limits counts them.
+        None if Rejected::find(&**error).is_some() => tracing::debug!(%error, "a request was refused"),
         None => tracing::error!(%error, "a call failed"),
     }
 }

@@ -298,7 +298,7 @@ pub(crate) fn refusal(error: &BoxError) -> Option<Response<Full<Bytes>>> {
         RejectionKind::QueueTimeout => {
             (Class::RateLimit, "rate_limit_exceeded", "the request waited in vain for it")
         }
-        _ => (Class::RateLimit, "rate_limit_exceeded", "it is spent for now"),
+        _ => (Class::RateLimit, "rate_limit_exceeded", "it is used up for now"),
     };
     let error = Error::new(class, format!("rate limit {limit}: {message}"))
         .with_code(code)
