@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use bartizan_provider::mock::{Mock, Script};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
+use tokio::io::AsyncReadExt;
 
 use crate::{
     gateway_under_test::{Gateway, mock, model, soon, within},
@@ -421,5 +422,24 @@ async fn what_an_upstream_has_no_capacity_for_is_not_asked() {
         front.ask("", GOOD).await;
     }
     assert_eq!(front.ask("", GOOD).await.status, 200);
+    front.stop().await;
+}
+
+/// As OpenAI's client does at `[DONE]`, whether the upstream has ended its answer by then or not.
+#[tokio::test]
+async fn clients_that_go_when_they_have_what_they_want() {
+    let front = Front::start("[rate_limits]\ntokens_per_hour = 1000").await;
+    front.mock.script(Script::new().words(1).usage(200, 100).hang_after(5));
+    let asks = GOOD_STREAM.replace("true,", r#"true,"stream_options":{"include_usage":true},"#);
+    let mut asking = send(front.address, &post("", &asks)).await;
+    let mut seen = Vec::new();
+    while !String::from_utf8_lossy(&seen).contains("[DONE]") {
+        within("the stream to go on", asking.read_buf(&mut seen)).await.unwrap();
+    }
+    drop(asking);
+    soon("the client's going", front.mock.until(|stats| stats.cancelled == 1)).await;
+    let settled =
+        async { while front.told("", "tokens_per_hour").await["available"].as_i64().unwrap() > 701 {} };
+    within("the call to be settled", settled).await;
     front.stop().await;
 }
