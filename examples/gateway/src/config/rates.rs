@@ -79,7 +79,8 @@ pub(super) const QUEUE: &[Key<RateLimits>] = &[
             limits.max_queue = n.try_into().unwrap_or(usize::MAX);
         }),
         default: "0",
-        doc: "How many requests of a tenant may wait for a limit. With 0 what is above a limit is refused at once.",
+        doc: "How many requests of a tenant may wait for a limit of its own, and how many of all for a total one. With 0\n\
+              what is above a limit is refused at once.",
     },
     Key {
         name: "max_wait_ms",
