@@ -24,6 +24,7 @@ mod models;
 mod rates;
 mod sample;
 mod schema;
+mod section;
 mod tenants;
 
 /// A valid configuration. Its `Default` is what the gateway does without any: one embedded mock with a few models.

@@ -10,7 +10,7 @@ use toml::{
 use super::{
     Config, ConfigError, Environment, Limits, Origin, Problem, ServerConfig,
     key::{Value, nearest},
-    schema::{Section, variable},
+    section::{Section, variable},
 };
 
 /// Where the keys of a section were given, and whether their values are right.

@@ -8,7 +8,8 @@ use super::{
     ApiKey, Limits, Model, Origin, Upstream,
     key::set,
     load::{Given, Loader},
-    schema::{LIMITS, MODEL, OPENAI_URL, RawModel, Section, UpstreamKind},
+    schema::{LIMITS, MODEL, OPENAI_URL, RawModel, UpstreamKind},
+    section::Section,
 };
 
 impl Loader<'_> {

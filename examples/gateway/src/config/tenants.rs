@@ -10,7 +10,7 @@ use super::{
     key::{nearest, set},
     load::{Given, Loader},
     rates::{KEY, RATES, RawKey, RawTenant, TENANT, secret},
-    schema::Section,
+    section::Section,
 };
 
 type Entries<'a> = &'a [Spanned<DeValue<'a>>];
