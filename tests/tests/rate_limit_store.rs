@@ -1,9 +1,16 @@
 //! Limits that several machines count in one store.
 
-use std::{error::Error, time::Duration};
+use std::{
+    error::Error,
+    future::{Ready, ready},
+    sync::Arc,
+    time::Duration,
+};
 
 use bartizan_core::{BoxError, Rejected, RejectionKind, RetryAfter};
-use bartizan_rate_limit::{Limit, OnStoreError, Quota, RateLimitLayer, RateLimiter, StoreError, Window};
+use bartizan_rate_limit::{
+    Ask, Limit, OnStoreError, Quota, RateLimitLayer, RateLimiter, Store, StoreError, Verdict, Window,
+};
 use bartizan_tests::store::{Mood, Remote};
 use tokio::time::{Instant, advance};
 use tower::{Layer, Service, ServiceExt, limit::ConcurrencyLimitLayer, service_fn, util::BoxCloneService};
@@ -188,4 +195,60 @@ async fn what_is_held_here_is_not_asked_for() {
     assert_eq!(refusal(machine.call("anna").await), refused);
     assert_eq!(store.trips(), 0);
     machine.call("ben").await.unwrap();
+}
+
+/// What the store never took is not given back to it, nor charged there.
+#[tokio::test(start_paused = true)]
+async fn what_was_not_counted_in_the_store_is_not_settled_there() {
+    for (policy, here) in [(OnStoreError::Allow, 1_000), (OnStoreError::Local, 993)] {
+        let store = Remote::new(MILLI);
+        let tokens = RateLimiter::new(Limit::new("tokens", Quota::per_hour(1_000)));
+        let rule = tokens.rule().cost(|_: &u64| 100).settle(|actual: &u64| {
+            let actual = *actual;
+            move || Some(actual)
+        });
+        let layer = RateLimitLayer::new(rule).store(store.clone(), DEADLINE, policy);
+        let service = layer.layer(service_fn(|actual: u64| async move { Ok::<_, BoxError>(actual) }));
+        service.clone().oneshot(50).await.unwrap();
+        store.set_mood(Mood::Failing);
+        service.clone().oneshot(7).await.unwrap();
+        store.set_mood(Mood::Well);
+        assert_eq!(
+            (store.available("tokens", ""), tokens.stats_of(&()).available),
+            (Some(950), here),
+            "{policy:?}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_several_holds_the_longest_is_told() {
+    let store = Remote::new(MILLI);
+    let machine = machine(&store, OnStoreError::Deny);
+    machine.each.hold("anna", MINUTE);
+    machine.all.hold(&(), 2 * MINUTE);
+    assert_eq!(refusal(machine.call("anna").await).1, RetryAfter::After(2 * MINUTE));
+}
+
+/// A store with a bug.
+#[derive(Clone)]
+struct Confused;
+
+impl Store for Confused {
+    type Take = Ready<Result<Verdict, BoxError>>;
+
+    fn take(&self, _: Arc<[Ask]>) -> Self::Take {
+        ready(Ok(Verdict::Denied { ask: 3, retry_after: None }))
+    }
+
+    fn settle(&self, _: &Ask, _: u64) {}
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_denies_what_it_was_not_asked_has_failed() {
+    let limiter = RateLimiter::new(Quota::per_hour(10));
+    let layer = limiter.layer().store(Confused, DEADLINE, OnStoreError::Deny);
+    let service = layer.layer(service_fn(|()| async { Ok::<_, BoxError>(()) }));
+    assert_eq!(refusal(service.oneshot(()).await).0, RejectionKind::Unhealthy);
+    assert_eq!(limiter.stats().store_failures, 1);
 }

@@ -7,8 +7,8 @@ use std::{
 
 use crate::{
     gcra::Cell,
-    policy::{Denied, Level, State, Terms},
-    queue::{Fate, Place, Queue},
+    policy::{Denied, Level, Policy, State, Terms},
+    queue::{Fate, LAST, Place, Queue, Wish},
 };
 
 /// A key, locked.
@@ -68,22 +68,28 @@ impl Home<'_> {
 }
 
 impl Account<'_> {
-    pub(crate) fn take(&mut self, now: u64, n: u64) -> Result<(), Denied> {
+    /// Takes `n` permits for a call that came as `number`, if nobody who came before waits. `at` is the time that the
+    /// caller goes by: not later than `now`.
+    pub(crate) fn take(&mut self, now: u64, at: u64, n: u64, number: u64) -> Result<(), Denied> {
         self.advance(now);
-        if self.queue.is_empty() {
-            let terms = self.terms;
-            return self.state.update(now, |state, now| Ok((terms.take(state, now, n)?, ())));
+        if self.queue.has_before(number, now) {
+            return Err(self.queue.wait(&self.terms, self.state.get(), now, n, number));
         }
-        Err(self.queue.wait(&self.terms, self.state.get(), now, n))
+        let terms = self.terms;
+        self.state.update(at, |state, at| Ok((terms.take(state, at, n)?, ())))?;
+        if !self.queue.is_empty() {
+            self.reckon(now);
+        }
+        Ok(())
     }
 
     /// What [`take`](Self::take) would say.
-    pub(crate) fn look(&mut self, now: u64, n: u64) -> Result<(), Denied> {
+    pub(crate) fn look(&mut self, now: u64, n: u64, number: u64) -> Result<(), Denied> {
         self.advance(now);
-        if self.queue.is_empty() {
-            return self.terms.take(self.state.get(), now, n).map(|_| ());
+        if self.queue.has_before(number, now) {
+            return Err(self.queue.wait(&self.terms, self.state.get(), now, n, number));
         }
-        Err(self.queue.wait(&self.terms, self.state.get(), now, n))
+        self.terms.take(self.state.get(), now, n).map(|_| ())
     }
 
     /// Takes `n` permits, or a place in the queue for them: and how long it has to wait.
@@ -93,52 +99,70 @@ impl Account<'_> {
         n: u64,
         bounds: Bounds,
     ) -> Result<(Option<Arc<Place>>, u64), Denial> {
-        self.advance(now);
-        let free = self.queue.is_empty();
-        match self.take(now, n) {
-            Ok(()) => return Ok((None, 0)),
-            Err(Denied::Wait(wait)) if self.queue.len() >= bounds.max_queue => {
-                let full = free && bounds.max_queue == 0;
-                return Err(if full { Denial::Limited(Denied::Wait(wait)) } else { Denial::Full(wait) });
-            }
-            Err(Denied::Wait(_)) => {}
-            Err(Denied::Never) => return Err(Denial::Limited(Denied::Never)),
+        match self.take(now, now, n, LAST) {
+            Ok(()) => Ok((None, 0)),
+            Err(_) => self.join(now, n, bounds, false, None).map(|(place, wait)| (Some(place), wait)),
         }
-        let state = self.state.get();
-        let joined = self.queue.join(&self.terms, state, now, n, bounds.max_wait);
-        joined.map(|(place, at)| (Some(place), at - now)).map_err(Denial::Limited)
+    }
+
+    /// Takes a place in the queue: and how long it has to wait.
+    pub(crate) fn join(
+        &mut self,
+        now: u64,
+        cost: u64,
+        bounds: Bounds,
+        joint: bool,
+        number: Option<u64>,
+    ) -> Result<(Arc<Place>, u64), Denial> {
+        let (waiting, state) = (self.queue.len(), self.state.get());
+        if waiting >= bounds.max_queue {
+            return Err(match self.queue.wait(&self.terms, state, now, cost, LAST) {
+                Denied::Wait(wait) if waiting > 0 => Denial::Full(wait),
+                denied => Denial::Limited(denied),
+            });
+        }
+        let wish = Wish { cost, max_wait: bounds.max_wait, joint, number };
+        let (place, at) = self.queue.join(&self.terms, state, now, wish).map_err(Denial::Limited)?;
+        Ok((place, at - now))
     }
 
     /// Looks after a waiter: what has become of it, or when it has to look again.
     pub(crate) fn attend(&mut self, now: u64, place: &Arc<Place>, waker: &Waker) -> Result<Fate, u64> {
         self.advance(now);
+        if self.queue.has_turn(place) {
+            return Ok(Fate::Turn);
+        }
         match self.queue.sleep(place, &self.terms, self.state.get(), now, waker) {
             Some(at) => Err(at),
             None => Ok(place.fate()),
         }
     }
 
-    /// A call that waits here for its permits, or was granted them, is not made.
+    /// A call of cost `n` that waits here for its permits, or was granted them at `since`, is not made.
     pub(crate) fn withdraw(&mut self, now: u64, n: u64, place: &Arc<Place>) {
         if !self.queue.leave(place) && place.fate() == Fate::Granted {
-            self.settle(now, n, 0);
+            self.give_back(now, n, now);
         }
         self.advance(now);
     }
 
     pub(crate) fn advance(&mut self, now: u64) {
-        let (terms, state) = (self.terms, &mut self.state);
-        let take = |at, n| state.update(at, |state, now| Ok((terms.take(state, now, n)?, ())));
-        self.queue.advance(take, now, &mut self.wake);
+        self.queue.advance(&self.terms, &mut self.state, now, &mut self.wake);
     }
 
-    /// What was reserved cost something else: the rest is charged, and owed if it is not there, or given back.
-    pub(crate) fn settle(&mut self, now: u64, reserved: u64, actual: u64) {
+    /// Gives back `n` permits that were taken at `since`.
+    pub(crate) fn give_back(&mut self, now: u64, n: u64, since: u64) {
         let policy = self.terms.policy;
-        self.change(now, |state, now| match actual.checked_sub(reserved) {
-            Some(more) => policy.amend(state, now, more),
-            None => policy.refund(state, now, reserved - actual),
-        });
+        self.change(now, |state, now| policy.refund(state, now, n, since));
+    }
+
+    /// What was reserved at `since` cost something else: the rest is charged, and owed if it is not there, or given back.
+    pub(crate) fn settle(&mut self, now: u64, reserved: u64, actual: u64, since: u64) {
+        let policy = self.terms.policy;
+        match actual.checked_sub(reserved) {
+            Some(more) => self.change(now, |state, now| policy.amend(state, now, more)),
+            None => self.give_back(now, reserved - actual, since),
+        }
     }
 
     /// Charges what a call costs beyond the one permit that was taken for it a while ago, or gives that back. Denied if
@@ -150,15 +174,30 @@ impl Account<'_> {
         }
         self.change(now, |state, now| match cost.checked_sub(1) {
             Some(more) => policy.charge(state, now, more),
-            None => policy.refund(state, now, 1),
+            None => policy.refund(state, now, 1, now),
         });
         Ok(())
     }
 
     /// Nothing passes before `until`. A hold that lasts longer stays.
     pub(crate) fn hold(&mut self, now: u64, until: u64) {
-        self.terms.hold = self.terms.hold.max(until);
+        if until > now {
+            self.terms.hold = self.terms.hold.max(until);
+            self.reckon(now);
+        }
+    }
+
+    /// Nothing is held any more.
+    pub(crate) fn release(&mut self, now: u64) {
+        self.terms.hold = 0;
         self.reckon(now);
+    }
+
+    /// From now on another policy holds.
+    pub(crate) fn convert(&mut self, now: u64, to: Policy) {
+        let from = std::mem::replace(&mut self.terms.policy, to);
+        let converted = from.convert(self.state.get(), now, &to);
+        self.change(now, |_, _| converted);
     }
 
     fn change(&mut self, now: u64, change: impl Fn(State, u64) -> State) {

@@ -12,11 +12,36 @@ pub trait After<Res> {
     #[doc(hidden)]
     type Charge<K: Hash + Eq + Clone>: Charge<Res>;
 
+    /// What is charged if the key is not needed for that.
     #[doc(hidden)]
-    fn charge<K, Q>(&self, limiter: &RateLimiter<K>, key: &Q, cost: u64) -> Self::Charge<K>
+    fn keyless<K: Hash + Eq + Clone>() -> Option<Self::Charge<K>> {
+        None
+    }
+
+    #[doc(hidden)]
+    fn charge<K, Q>(&self, limiter: &RateLimiter<K>, key: &Q, taken: Taken) -> Self::Charge<K>
     where
         K: Hash + Eq + Clone + Borrow<Q>,
         Q: ToOwned<Owned = K> + ?Sized;
+}
+
+/// What was taken for a call.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug)]
+pub struct Taken {
+    pub(crate) cost: u64,
+    pub(crate) from: From,
+    /// When that was, in nanoseconds of the limiter.
+    pub(crate) at: u64,
+}
+
+/// Where it was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum From {
+    /// It was let pass uncounted.
+    Nowhere,
+    Here,
+    Store,
 }
 
 /// What a call was charged, while it is under way. Dropped, it stays charged.
@@ -38,8 +63,12 @@ pub struct Spent;
 impl<Res> After<Res> for Spent {
     type Charge<K: Hash + Eq + Clone> = ();
 
+    fn keyless<K: Hash + Eq + Clone>() -> Option<()> {
+        Some(())
+    }
+
     #[inline]
-    fn charge<K, Q>(&self, _: &RateLimiter<K>, _: &Q, _: u64)
+    fn charge<K, Q>(&self, _: &RateLimiter<K>, _: &Q, _: Taken)
     where
         K: Hash + Eq + Clone + Borrow<Q>,
         Q: ToOwned<Owned = K> + ?Sized,
@@ -89,13 +118,13 @@ where
 {
     type Charge<K: Hash + Eq + Clone> = Settling<A::Charge<K>, K, F>;
 
-    fn charge<K, Q>(&self, limiter: &RateLimiter<K>, key: &Q, cost: u64) -> Self::Charge<K>
+    fn charge<K, Q>(&self, limiter: &RateLimiter<K>, key: &Q, taken: Taken) -> Self::Charge<K>
     where
         K: Hash + Eq + Clone + Borrow<Q>,
         Q: ToOwned<Owned = K> + ?Sized,
     {
-        let first = self.first.charge(limiter, key, cost);
-        let charged = Charged { limiter: limiter.clone(), key: key.to_owned(), cost };
+        let first = self.first.charge(limiter, key, taken);
+        let charged = Charged { limiter: limiter.clone(), key: key.to_owned(), taken };
         Settling { first, charged, meter: self.meter.clone() }
     }
 }
@@ -110,12 +139,17 @@ pub struct Settling<C, K, F> {
 struct Charged<K> {
     limiter: RateLimiter<K>,
     key: K,
-    cost: u64,
+    taken: Taken,
 }
 
 impl<K: Hash + Eq + Clone> Charged<K> {
     fn settle(&self, actual: u64) {
-        self.limiter.settle(&self.key, self.cost, actual);
+        let Taken { cost, from, at } = self.taken;
+        match from {
+            From::Here => self.limiter.settle_here(&self.limiter.ask(&self.key), cost, actual, Some(at)),
+            From::Store => self.limiter.settle(&self.key, cost, actual),
+            From::Nowhere => {}
+        }
     }
 }
 
@@ -188,12 +222,12 @@ where
 {
     type Charge<K: Hash + Eq + Clone> = Holding<A::Charge<K>, K, F>;
 
-    fn charge<K, Q>(&self, limiter: &RateLimiter<K>, key: &Q, cost: u64) -> Self::Charge<K>
+    fn charge<K, Q>(&self, limiter: &RateLimiter<K>, key: &Q, taken: Taken) -> Self::Charge<K>
     where
         K: Hash + Eq + Clone + Borrow<Q>,
         Q: ToOwned<Owned = K> + ?Sized,
     {
-        let first = self.first.charge(limiter, key, cost);
+        let first = self.first.charge(limiter, key, taken);
         Holding { first, limiter: limiter.clone(), key: key.to_owned(), when: self.when.clone() }
     }
 }

@@ -11,7 +11,7 @@ use tower_service::Service;
 use crate::{
     RateLimit, RateLimiter, ResponseFuture, Rule,
     account::Bounds,
-    after::After,
+    after::{After, From, Taken},
     key::{CostOf, Unkeyed},
     policy::Denied,
     service::Held,
@@ -54,8 +54,8 @@ impl Permit {
     }
 
     /// Charges a call of this cost, of which one permit was taken before.
-    fn spend(mut self, cost: u64) -> Result<(), Denied> {
-        let Self { limiter, ticket } = &mut self;
+    fn spend(&mut self, cost: u64) -> Result<(), Denied> {
+        let Self { limiter, ticket } = self;
         if cost != 1 {
             let now = limiter.nanos(Instant::now());
             limiter.with(&limiter.ask(&()), now, |account| account.charge_rest(now, cost))??;
@@ -98,17 +98,20 @@ where
     }
 
     fn call(&mut self, request: Req) -> Self::Future {
-        let permit = self.mode.permit.take().expect("called before it was ready");
-        let cost = self.rules.cost.cost_of(&request);
+        let mut permit = self.mode.permit.take().expect("called before it was ready");
+        let (cost, since) = (self.rules.cost.cost_of(&request), permit.ticket.granted());
         match permit.spend(cost) {
             Ok(()) => {
-                let charge = self.rules.after.charge(&self.rules.limiter, &(), cost);
+                let at = self.rules.limiter.nanos(since.expect("it was ready"));
+                let taken = Taken { cost, from: From::Here, at };
+                let charge = self.rules.after.charge(&self.rules.limiter, &(), taken);
                 ResponseFuture::admitted(self.inner.call(request), Some(charge), self.extent.clone())
             }
             Err(denied) => {
                 self.inner = self.inner.clone();
-                self.rules.limiter.count(&self.rules.limiter.ask(&()), Count::Refused);
-                ResponseFuture::refused(self.rules.limiter.refusal(denied))
+                let (limiter, asked) = (&self.rules.limiter, self.rules.limiter.ask(&()));
+                limiter.count(&asked, Count::Refused);
+                ResponseFuture::refused(limiter.refusal(&asked, denied))
             }
         }
     }

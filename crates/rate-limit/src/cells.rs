@@ -20,6 +20,7 @@ use crate::{
     keyed::{Asked, Keyed},
     one::One,
     policy::{Denied, Level, Policy, Terms},
+    queue::LAST,
     stats::Count,
     store::{Link, Sink},
 };
@@ -80,11 +81,6 @@ impl<K> RateLimiter<K> {
     pub(crate) fn instant(&self, nanos: u64) -> Instant {
         self.0.birth + Duration::from_nanos(nanos)
     }
-
-    #[cold]
-    pub(crate) fn refusal(&self, denied: Denied) -> Refusal {
-        Refusal::new(denied, &self.0.detail)
-    }
 }
 
 impl<K: Hash + Eq> RateLimiter<K> {
@@ -96,13 +92,21 @@ impl<K: Hash + Eq> RateLimiter<K> {
         }
     }
 
+    /// Takes for a caller who goes by the time `at`, which is not later than `now`, and counts.
     #[inline]
-    pub(crate) fn take<Q>(&self, asked: &Asked<'_, Q>, now: u64, n: u64) -> Result<(), Denied>
+    pub(crate) fn take<Q>(&self, asked: &Asked<'_, Q>, now: u64, at: u64, n: u64) -> Result<(), Denied>
     where
         K: Borrow<Q>,
         Q: Eq + ToOwned<Owned = K> + ?Sized,
     {
-        self.gated(asked.hash, || self.take_inside(asked, now, n))
+        self.gated(asked.hash, || match &self.0.cells {
+            Cells::One(one) => {
+                let taken = one.take_at(now, at, n);
+                one.count(Count::of(&taken));
+                taken
+            }
+            Cells::Keyed(keyed) => keyed.take(asked, now, at, n),
+        })
     }
 
     /// Does something behind the gate, if there is one.
@@ -112,45 +116,71 @@ impl<K: Hash + Eq> RateLimiter<K> {
         take()
     }
 
-    /// [`take`](Self::take) for whoever has the gate.
-    #[inline]
-    pub(crate) fn take_inside<Q>(&self, asked: &Asked<'_, Q>, now: u64, n: u64) -> Result<(), Denied>
+    /// Takes for a call that came as `number`. Whoever asks has the gate, and counts.
+    pub(crate) fn take_as<Q>(&self, asked: &Asked<'_, Q>, now: u64, n: u64, number: u64) -> Result<(), Denied>
     where
         K: Borrow<Q>,
         Q: Eq + ToOwned<Owned = K> + ?Sized,
     {
         match &self.0.cells {
-            Cells::One(one) => {
-                let taken = one.take(now, n);
-                one.count(Count::of(&taken));
-                taken
-            }
-            Cells::Keyed(keyed) => keyed.take(asked, now, n),
+            Cells::One(one) if number == LAST => one.take_at(now, now, n),
+            Cells::One(one) => one.take_slowly(now, now, n, number),
+            Cells::Keyed(keyed) => keyed.with(asked, now, |it| it.take(now, now, n, number))?,
         }
     }
 
-    /// [`take`](Self::take) for whoever has the gate, and counts by himself.
-    pub(crate) fn take_uncounted<Q>(&self, asked: &Asked<'_, Q>, now: u64, n: u64) -> Result<(), Denied>
+    /// What [`take_as`](Self::take_as) would say.
+    pub(crate) fn look<Q>(&self, asked: &Asked<'_, Q>, now: u64, n: u64, number: u64) -> Result<(), Denied>
     where
         K: Borrow<Q>,
         Q: Eq + ToOwned<Owned = K> + ?Sized,
     {
         match &self.0.cells {
-            Cells::One(one) => one.take(now, n),
-            Cells::Keyed(keyed) => keyed.with(asked, now, |it| it.take(now, n))?,
+            Cells::One(one) => one.look(now, n, number),
+            Cells::Keyed(keyed) => keyed.with(asked, now, |it| it.look(now, n, number))?,
         }
     }
 
-    /// What [`take`](Self::take) would say.
-    pub(crate) fn look<Q>(&self, asked: &Asked<'_, Q>, now: u64, n: u64) -> Result<(), Denied>
+    /// Corrects what was counted here.
+    pub(crate) fn settle_here<Q>(&self, asked: &Asked<'_, Q>, reserved: u64, actual: u64, since: Option<u64>)
     where
         K: Borrow<Q>,
         Q: Eq + ToOwned<Owned = K> + ?Sized,
     {
-        match &self.0.cells {
-            Cells::One(one) => one.look(now, n),
-            Cells::Keyed(keyed) => keyed.with(asked, now, |it| it.look(now, n))?,
+        let now = self.nanos(Instant::now());
+        // Only a key that is full again and for which there is no room any more is out of reach.
+        let _ = self.with(asked, now, |account| account.settle(now, reserved, actual, since.unwrap_or(now)));
+        if actual < reserved {
+            self.gave_back();
         }
+    }
+
+    pub(crate) fn gave_back(&self) {
+        if let Cells::Keyed(keyed) = &self.0.cells {
+            keyed.gave_back();
+        }
+    }
+
+    #[cold]
+    pub(crate) fn refusal<Q>(&self, asked: &Asked<'_, Q>, denied: Denied) -> Refusal
+    where
+        K: Borrow<Q>,
+        Q: Eq + ?Sized,
+    {
+        Refusal::new(denied, self.detail(asked))
+    }
+
+    /// What a refusal of a key tells.
+    fn detail<Q>(&self, asked: &Asked<'_, Q>) -> Arc<Exceeded>
+    where
+        K: Borrow<Q>,
+        Q: Eq + ?Sized,
+    {
+        let own = match &self.0.cells {
+            Cells::One(one) => one.detail(),
+            Cells::Keyed(keyed) => keyed.detail(asked),
+        };
+        own.unwrap_or_else(|| self.0.detail.clone())
     }
 
     /// Looks at a key. Denied if there is no room for one more.
@@ -171,23 +201,26 @@ impl<K: Hash + Eq> RateLimiter<K> {
     }
 
     /// What holds for a key, what is left of it, and how many nanoseconds a call would have to wait for one permit.
-    pub(crate) fn see<Q>(&self, asked: &Asked<'_, Q>, now: u64) -> Seen
+    pub(crate) fn see<Q>(&self, asked: &Asked<'_, Q>, now: u64, at: u64) -> Seen
     where
         K: Borrow<Q>,
         Q: Eq + ToOwned<Owned = K> + ?Sized,
     {
         let seen = self.with(asked, now, |account| {
             account.advance(now);
-            let wait = match account.look(now, 1) {
+            let wait = match account.look(now, 1, LAST) {
                 Err(Denied::Wait(wait)) => wait,
                 Ok(()) | Err(Denied::Never) => 0,
             };
-            let (terms, level) = (account.terms, account.level(now));
+            let (terms, level) = (account.terms, account.level(at));
             Seen { terms, level, wait, queued: account.queue.len() }
         });
-        seen.unwrap_or_else(|_| {
+        seen.unwrap_or_else(|denied| {
+            // Nothing is known of it, and there is no room for it.
+            let Denied::Wait(wait) = denied else { unreachable!("there is room later") };
             let terms = Terms { policy: self.0.policy, hold: 0 };
-            Seen { terms, level: terms.level([0, 0], now), wait: 0, queued: 0 }
+            let level = Level { available: 0, remaining: 0, reset_after: wait };
+            Seen { terms, level, wait, queued: 0 }
         })
     }
 
@@ -199,8 +232,8 @@ impl<K: Hash + Eq> RateLimiter<K> {
     {
         let text = self.0.link.get().expect("a layer that asks a store attaches its limits").text;
         let now = self.nanos(Instant::now());
-        let measure = self.see(asked, now).terms.policy.measure();
-        Ask { limit: self.0.detail.clone(), key: text(&asked.key.to_owned()), measure, cost }
+        let measure = self.see(asked, now, now).terms.policy.measure();
+        Ask { limit: self.detail(asked), key: text(&asked.key.to_owned()), measure, cost }
     }
 
     pub(crate) fn gate(&self, hash: NonZeroU64) -> &Mutex<()> {

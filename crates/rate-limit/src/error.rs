@@ -52,7 +52,7 @@ pub(crate) struct Refusal {
 }
 
 impl Refusal {
-    pub(crate) fn new(denied: Denied, detail: &Arc<Exceeded>) -> Self {
+    pub(crate) fn new(denied: Denied, detail: Arc<Exceeded>) -> Self {
         let (kind, retry_after) = match denied {
             Denied::Never => (RejectionKind::ExceedsCapacity, RetryAfter::Never),
             Denied::Wait(nanos) => {
@@ -62,7 +62,7 @@ impl Refusal {
         Self {
             kind,
             retry_after,
-            detail: detail.clone(),
+            detail,
             #[cfg(feature = "http")]
             headers: None,
         }

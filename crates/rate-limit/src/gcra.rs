@@ -82,6 +82,20 @@ impl Gcra {
         tat.saturating_sub(self.worth(n)).max(least)
     }
 
+    /// The theoretical arrival time of a key that has another quota from now on. Parts of a permit are rounded up.
+    pub(crate) fn convert(&self, tat: u128, now: u64, to: &Self) -> u128 {
+        let used = tat.saturating_sub(self.clock(now));
+        let over = used.saturating_sub(self.span);
+        let worth = |units: u128| {
+            let (whole, part) = (units / u128::from(self.p), units % u128::from(self.p));
+            let part = (part * u128::from(to.p)).div_ceil(u128::from(self.p));
+            whole.saturating_mul(u128::from(to.p)).saturating_add(part)
+        };
+        let owed = worth(over);
+        let used = worth(used - over).min(to.span);
+        if used + owed == 0 { 0 } else { to.clock(now).saturating_add(used).saturating_add(owed) }
+    }
+
     /// Whether a key cannot be told from one that nobody has used.
     pub(crate) fn is_fresh(&self, tat: u128, now: u64) -> bool {
         tat <= self.clock(now)

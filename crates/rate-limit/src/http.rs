@@ -11,7 +11,7 @@ use crate::{
     after::Charge,
     cells::Seen,
     error::Refusal,
-    rules::{Claims, Refused, Rules, RulesFor, with_claims},
+    rules::{Claims, Refused, Rules, RulesFor, Source, admit_kept, with_claims},
     stake::{Asking, Stakes},
 };
 
@@ -21,7 +21,7 @@ impl<R, M, E> RateLimitLayer<R, M, E> {
     /// `RateLimit: "default";r=12;t=40` what is left and for how many seconds it has to do. With several limits each
     /// is told.
     ///
-    /// `RejectionLayer` writes a refusal's headers. The user's key functions are asked twice for a call.
+    /// `RejectionLayer` writes a refusal's headers. What a service below tells of limits of its own stays.
     #[must_use]
     pub fn headers(self) -> RateLimitLayer<Told<R>, M, E> {
         let rules = Told { rules: self.rules, legacy: false };
@@ -42,7 +42,7 @@ impl<R, M, E> RateLimitLayer<Told<R>, M, E> {
 /// How long an upstream's own limit is spent, as it says itself: for [`Rule::hold_when`](crate::Rule::hold_when).
 ///
 /// A 429 or 503 says so by any header that `bartizan_core::headers::retry_after` reads, any other response by a
-/// rate-limit dimension that has nothing remaining. `None` for an error.
+/// rate-limit dimension that has nothing remaining. More than a day reads as a day. `None` for an error.
 ///
 /// ```
 /// use std::time::Duration;
@@ -66,7 +66,11 @@ pub fn exhausted<B>(result: Result<&Response<B>, &(dyn Error + 'static)>) -> Opt
         bartizan_core::RetryAfter::After(wait) if refused => Some(wait),
         _ => headers::exhausted(response.headers()),
     }
+    .map(|wait| wait.min(LONGEST))
 }
+
+/// An upstream that says more is not believed.
+const LONGEST: Duration = Duration::from_secs(86_400);
 
 /// Rules whose calls are told what is left. [`RateLimitLayer::headers`] makes one.
 #[derive(Clone, Copy, Debug)]
@@ -108,17 +112,15 @@ where
     type Charge = Telling<R::Charge>;
 
     fn admit(&self, request: &Req) -> Result<Self::Charge, Refused> {
-        match self.rules.admit(request) {
-            Ok(charge) => {
-                let headers = self.headers(&self.rules.keep(request), request);
-                Ok(Telling { charge, headers })
-            }
-            Err(refused) => Err(self.tell(refused, &self.rules.keep(request), request)),
+        let kept = self.rules.keep(request);
+        match admit_kept(&self.rules, &kept, request) {
+            Ok(charge) => Ok(Telling { charge, headers: self.headers(&kept, request) }),
+            Err(refused) => Err(self.tell(refused, &kept, request)),
         }
     }
 
-    fn charge(&self, kept: &R::Kept, request: &Req) -> Self::Charge {
-        let charge = self.rules.charge(kept, request);
+    fn charge(&self, kept: &R::Kept, request: &Req, source: Source) -> Self::Charge {
+        let charge = self.rules.charge(kept, request, source);
         Telling { charge, headers: self.headers(kept, request) }
     }
 }
@@ -136,7 +138,9 @@ impl<B, C: Charge<Response<B>>> Charge<Response<B>> for Telling<C> {
 
     fn answered(self, response: &mut Response<B>) -> Self::Guard {
         let guard = self.charge.answered(response);
-        response.headers_mut().extend(self.headers);
+        for (name, value) in &self.headers {
+            response.headers_mut().append(name, value.clone());
+        }
         guard
     }
 
@@ -163,18 +167,23 @@ impl Report {
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
         let now = asking.limiter.nanos(now);
-        let Seen { terms, level, wait, .. } = asking.limiter.see(&asking.asked, now);
+        let Seen { terms, level, wait, .. } = asking.limiter.see(&asking.asked, now, now);
         let reset = if level.remaining == 0 { wait } else { level.reset_after };
         let name = asking.limiter.name().replace(|c: char| !(' '..='~').contains(&c), "_");
         let name = name.replace('\\', "\\\\").replace('"', "\\\"");
         let (capacity, period) = (terms.policy.capacity(), terms.policy.period());
-        Self { name, capacity, period, remaining: level.remaining, reset }
+        let (capacity, remaining) = (capacity.min(MOST), level.remaining.min(MOST));
+        Self { name, capacity, period, remaining, reset }
     }
 }
 
+/// Whole seconds, rounded up.
 fn seconds(nanos: u64) -> u64 {
-    ceil_seconds(Duration::from_nanos(nanos))
+    if nanos == 0 { 0 } else { ceil_seconds(Duration::from_nanos(nanos)) }
 }
+
+/// The greatest number that a structured field may hold.
+const MOST: u64 = 999_999_999_999_999;
 
 fn write(stakes: &Stakes<'_>, legacy: bool) -> HeaderMap {
     let now = Instant::now();

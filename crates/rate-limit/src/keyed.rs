@@ -3,16 +3,17 @@ use std::{
     hash::{BuildHasher, Hash, RandomState},
     num::NonZeroU64,
     sync::{
-        Mutex, MutexGuard,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
 };
 
 use crate::{
+    Exceeded,
     account::{Account, Home, lock, wake_all},
-    part::{Entry, Part},
-    policy::{Denied, Policy, Terms},
-    queue::Queue,
+    part::{Entry, Own, Part},
+    policy::{Denied, Policy},
+    queue::{LAST, Queue},
     stats::{Count, Counts},
 };
 
@@ -24,8 +25,10 @@ pub(crate) struct Keyed<K> {
     shards: Box<[Shard<K>]>,
     keys: AtomicUsize,
     max_keys: usize,
-    /// Before this no key can be dropped: a sweep has looked.
+    /// Before this no key can be dropped: a sweep has looked, and nothing was given back since.
     full_until: AtomicU64,
+    /// A sweep looks at every key, so the next one waits for as many microseconds.
+    rest_until: AtomicU64,
 }
 
 const SHARDS: usize = 64;
@@ -36,6 +39,21 @@ const SHARDS: usize = 64;
 struct Shard<K> {
     part: Mutex<Part<K>>,
     gate: Mutex<()>,
+}
+
+/// Room for a key, given back unless it is kept: a key's `Clone` may panic.
+struct Slot<'a>(&'a AtomicUsize);
+
+impl Slot<'_> {
+    fn keep(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Slot<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
 }
 
 /// A key on its way to a look-up: borrowed if that is enough.
@@ -54,6 +72,7 @@ impl<K: Hash + Eq> Keyed<K> {
             keys: AtomicUsize::new(0),
             max_keys,
             full_until: AtomicU64::new(0),
+            rest_until: AtomicU64::new(0),
         }
     }
 
@@ -72,9 +91,9 @@ impl<K: Hash + Eq> Keyed<K> {
         &self.shards[hash.get() as usize % SHARDS]
     }
 
-    /// One look-up, one lock.
+    /// Takes for a caller who goes by the time `at`, which is not later than `now`. One look-up, one lock.
     #[inline]
-    pub(crate) fn take<Q>(&self, asked: &Asked<'_, Q>, now: u64, n: u64) -> Result<(), Denied>
+    pub(crate) fn take<Q>(&self, asked: &Asked<'_, Q>, now: u64, at: u64, n: u64) -> Result<(), Denied>
     where
         K: Borrow<Q>,
         Q: Eq + ToOwned<Owned = K> + ?Sized,
@@ -84,7 +103,7 @@ impl<K: Hash + Eq> Keyed<K> {
         let taken = if part.is_plain()
             && let Some(entry) = part.entries.get_mut(hash, key)
         {
-            let taken = self.policy.take(entry.state, now, n).map(|next| entry.state = next);
+            let taken = self.policy.take(entry.state, at, n).map(|next| entry.state = next);
             let n = &mut entry.counts[usize::from(taken.is_err())];
             if *n < u32::MAX {
                 *n += 1;
@@ -94,7 +113,8 @@ impl<K: Hash + Eq> Keyed<K> {
             taken
         } else {
             drop(part);
-            let taken = self.with(asked, now, |account| account.take(now, n)).and_then(|taken| taken);
+            let taken =
+                self.with(asked, now, |account| account.take(now, at, n, LAST)).and_then(|taken| taken);
             part = lock(&self.shard(hash).part);
             taken
         };
@@ -102,7 +122,7 @@ impl<K: Hash + Eq> Keyed<K> {
         taken
     }
 
-    /// Looks at a key, which is remembered from then on if it is not fresh.
+    /// Looks at a key, which is remembered from then on if it has been used.
     pub(crate) fn with<Q, T>(
         &self,
         asked: &Asked<'_, Q>,
@@ -114,7 +134,7 @@ impl<K: Hash + Eq> Keyed<K> {
         Q: Eq + ToOwned<Owned = K> + ?Sized,
     {
         let Asked { hash, key } = *asked;
-        let (mut part, reserved) = self.room_for(hash, key, now)?;
+        let (mut part, slot) = self.room_for(hash, key, now)?;
         let terms = part.terms(hash, key, &self.policy);
         let Part { entries, queues, holds, .. } = &mut *part;
         let (mut fresh, mut nobody) = (Entry::default(), Queue::default());
@@ -127,14 +147,15 @@ impl<K: Hash + Eq> Keyed<K> {
         let told = look(&mut account);
         let (wake, empty) = (std::mem::take(&mut account.wake), account.queue.is_empty());
         let hold = account.terms.hold;
-        if reserved && (!terms.policy.is_fresh(fresh.state, now) || now < hold) {
+        if let Some(slot) = slot
+            && (fresh.state != [0, 0] || now < hold)
+        {
             entries.insert(hash, key.to_owned(), fresh);
-        } else {
-            self.keys.fetch_sub(usize::from(reserved), Relaxed);
+            slot.keep();
         }
         if hold > terms.hold {
             holds.set(hash, key.to_owned(), hold);
-        } else if hold > 0 && hold <= now {
+        } else if terms.hold > 0 && hold <= now {
             holds.remove(hash, key);
         }
         if !nobody.is_empty() {
@@ -147,14 +168,14 @@ impl<K: Hash + Eq> Keyed<K> {
         Ok(told)
     }
 
-    /// The part of a key, and whether a slot was reserved for one that is not there yet. Denied if `max_keys` others are
-    /// there and none of them is fresh.
+    /// The part of a key, and a slot for one that is not there yet. Denied if `max_keys` others are there and none of them
+    /// is fresh.
     fn room_for<Q>(
         &self,
         hash: NonZeroU64,
         key: &Q,
         now: u64,
-    ) -> Result<(MutexGuard<'_, Part<K>>, bool), Denied>
+    ) -> Result<(MutexGuard<'_, Part<K>>, Option<Slot<'_>>), Denied>
     where
         K: Borrow<Q>,
         Q: Eq + ?Sized,
@@ -163,7 +184,7 @@ impl<K: Hash + Eq> Keyed<K> {
         for swept in [false, true] {
             let mut part = lock(&shard.part);
             if part.entries.get(hash, key).is_some() {
-                return Ok((part, false));
+                return Ok((part, None));
             }
             if part.entries.is_full() {
                 let gone = part.drop_fresh(&self.policy, now);
@@ -171,15 +192,24 @@ impl<K: Hash + Eq> Keyed<K> {
             }
             let one_more = |keys| (keys < self.max_keys).then_some(keys + 1);
             if self.keys.fetch_update(Relaxed, Relaxed, one_more).is_ok() {
-                return Ok((part, true));
+                return Ok((part, Some(Slot(&self.keys))));
             }
             drop(part);
-            if swept || now < self.full_until.load(Relaxed) {
+            if swept || now < self.next_sweep() {
                 break;
             }
             self.sweep(now);
         }
-        Err(Denied::Wait(self.full_until.load(Relaxed).saturating_sub(now).max(1)))
+        Err(Denied::Wait(self.next_sweep().saturating_sub(now).max(1)))
+    }
+
+    fn next_sweep(&self) -> u64 {
+        self.full_until.load(Relaxed).max(self.rest_until.load(Relaxed))
+    }
+
+    /// Something was given back: a key may be full again before it was to be.
+    pub(crate) fn gave_back(&self) {
+        self.full_until.store(0, Relaxed);
     }
 
     /// Drops every key that cannot be told from a fresh one.
@@ -195,28 +225,45 @@ impl<K: Hash + Eq> Keyed<K> {
             }
         }
         self.full_until.store(now.saturating_add(soonest), Relaxed);
+        // A few are soon looked at.
+        let pause = self.keys.load(Relaxed).saturating_sub(4_096) as u64 * 1_000;
+        self.rest_until.store(now.saturating_add(pause), Relaxed);
     }
 
-    pub(crate) fn set_policy(&self, key: K, policy: Option<Policy>, now: u64) {
-        let asked = self.ask::<K>(&key);
-        let hash = asked.hash;
+    pub(crate) fn set_policy(&self, key: K, own: Option<Own>, now: u64) {
+        let hash = self.ask::<K>(&key).hash;
         let mut part = lock(&self.shard(hash).part);
-        let new = policy.unwrap_or(self.policy);
-        let Terms { policy: old, hold } = part.terms(hash, &key, &self.policy);
+        let terms = part.terms(hash, &key, &self.policy);
+        let Part { entries, queues, policies, .. } = &mut *part;
         let mut wake = Vec::new();
-        if let Some(entry) = part.entries.get_mut(hash, &key) {
-            entry.state = old.convert(entry.state, now, &new);
-            let state = entry.state;
-            if let Some(queue) = part.queues.get_mut(hash, &key) {
-                queue.reckon(&Terms { policy: new, hold }, state, now, &mut wake);
+        if let Some(entry) = entries.get_mut(hash, &key) {
+            let mut nobody = Queue::default();
+            let queue = queues.get_mut(hash, &key).unwrap_or(&mut nobody);
+            let mut account = Account { terms, state: Home::Plain(&mut entry.state), queue, wake };
+            account.convert(now, own.as_ref().map_or(self.policy, |own| own.policy));
+            let empty = account.queue.is_empty();
+            wake = account.wake;
+            if empty {
+                queues.remove(hash, &key);
             }
         }
-        match policy {
-            Some(policy) => part.policies.set(hash, key, policy),
-            None => drop(part.policies.remove(hash, &key)),
+        match own {
+            Some(own) => policies.set(hash, key, own),
+            None => drop(policies.remove(hash, &key)),
         }
         drop(part);
+        self.gave_back();
         wake_all(wake);
+    }
+
+    /// What refusals of a key tell, if it has a limit of its own.
+    pub(crate) fn detail<Q>(&self, asked: &Asked<'_, Q>) -> Option<Arc<Exceeded>>
+    where
+        K: Borrow<Q>,
+        Q: Eq + ?Sized,
+    {
+        let part = lock(&self.shard(asked.hash).part);
+        part.policies.get(asked.hash, asked.key).map(|own| own.detail.clone())
     }
 
     /// What several limits at once lock.

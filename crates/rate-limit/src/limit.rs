@@ -18,10 +18,11 @@ pub struct Limit {
 }
 
 impl Measure {
-    pub(crate) fn policy(self) -> Policy {
+    /// The policy of a limiter that was made so long ago.
+    pub(crate) fn policy(self, age: Duration) -> Policy {
         match self {
             Self::Quota(quota) => Policy::Gcra(quota.gcra()),
-            Self::Window(window) => window.policy(since_1970),
+            Self::Window(window) => window.policy(|| since_1970().saturating_sub(age)),
         }
     }
 }

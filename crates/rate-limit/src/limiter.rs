@@ -16,6 +16,7 @@ use crate::{
     cells::{Cells, Seen, Shared},
     keyed::Keyed,
     one::One,
+    part::Own,
     policy::{Level, Policy},
 };
 
@@ -50,7 +51,7 @@ impl RateLimiter {
     /// One limit for everything that passes.
     pub fn new(limit: impl Into<Limit>) -> Self {
         let limit = limit.into();
-        let policy = limit.measure.policy();
+        let policy = limit.measure.policy(Duration::ZERO);
         Self::build(limit.name, policy, Cells::One(One::new(policy)))
     }
 }
@@ -59,7 +60,7 @@ impl<K: Hash + Eq> RateLimiter<K> {
     /// A limit for each key by itself.
     pub fn keyed(limit: impl Into<Limit>) -> Self {
         let limit = limit.into();
-        let policy = limit.measure.policy();
+        let policy = limit.measure.policy(Duration::ZERO);
         Self::build(limit.name, policy, Cells::Keyed(Keyed::new(policy, limit.max_keys)))
     }
 }
@@ -100,29 +101,39 @@ impl<K: Hash + Eq> RateLimiter<K> {
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
-        let now = self.nanos(Instant::now());
-        self.take(&self.ask(key), now, n).map_err(|denied| self.refusal(denied).into())
+        self.take_now(key, n, None)
     }
 
-    /// [`try_acquire`](Self::try_acquire) at a given time. One that has passed reads as now.
+    /// [`try_acquire`](Self::try_acquire) for a caller who goes by the time `at`, which may have passed: nothing that was
+    /// earned since then counts, and the wait is counted from then. A time that is to come reads as now.
     ///
     /// # Errors
     ///
     /// A refusal that says when they would be there.
-    pub fn try_acquire_at<Q>(&self, key: &Q, n: u64, now: Instant) -> Result<(), Rejected>
+    pub fn try_acquire_at<Q>(&self, key: &Q, n: u64, at: Instant) -> Result<(), Rejected>
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
-        let now = self.nanos(now.max(Instant::now()));
-        self.take(&self.ask(key), now, n).map_err(|denied| self.refusal(denied).into())
+        self.take_now(key, n, Some(at))
+    }
+
+    fn take_now<Q>(&self, key: &Q, n: u64, at: Option<Instant>) -> Result<(), Rejected>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+    {
+        let (asked, now) = (self.ask(key), self.nanos(Instant::now()));
+        let at = at.map_or(now, |at| self.nanos(at).min(now));
+        self.take(&asked, now, at, n).map_err(|denied| self.refusal(&asked, denied).into())
     }
 
     /// Corrects what was `reserved` for a call of `key` to what it `actual`ly cost.
     ///
     /// What it cost more is charged as if it had been known when the call came, and owed if it is not there; of a key
     /// that has been full and forgotten meanwhile it is charged now. What it cost less is given back, though a key
-    /// never gets fuller than full.
+    /// never gets fuller than full, and a [`Window`](crate::Window) that is over is over: what it cost more is charged to
+    /// the one of now, what it cost less is given back to it.
     pub fn settle<Q>(&self, key: &Q, reserved: u64, actual: u64)
     where
         K: Borrow<Q>,
@@ -135,9 +146,7 @@ impl<K: Hash + Eq> RateLimiter<K> {
         if let Some(link) = self.0.link.get() {
             (link.sink.0)(&self.store_ask(&asked, reserved), actual);
         } else {
-            let now = self.nanos(Instant::now());
-            // Only a key that is full again and for which there is no room any more is out of reach.
-            let _ = self.with(&asked, now, |account| account.settle(now, reserved, actual));
+            self.settle_here(&asked, reserved, actual, None);
         }
     }
 
@@ -155,15 +164,34 @@ impl<K: Hash + Eq> RateLimiter<K> {
         let _ = self.with(&self.ask(key), now, |account| account.hold(now, until));
     }
 
+    /// Lets `key` pass again that is held.
+    pub fn release<Q>(&self, key: &Q)
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+    {
+        let now = self.nanos(Instant::now());
+        let _ = self.with(&self.ask(key), now, |account| account.release(now));
+    }
+
     /// What is left for `key` now, and what was counted of it.
     pub fn stats_of<Q>(&self, key: &Q) -> KeyStats
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
+        self.stats_of_at(key, Instant::now())
+    }
+
+    /// [`stats_of`](Self::stats_of) for a caller who goes by the time `at`, as [`try_acquire_at`](Self::try_acquire_at).
+    pub fn stats_of_at<Q>(&self, key: &Q, at: Instant) -> KeyStats
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+    {
         let now = self.nanos(Instant::now());
         let asked = self.ask(key);
-        let Seen { terms, level, queued, .. } = self.see(&asked, now);
+        let Seen { terms, level, queued, .. } = self.see(&asked, now, self.nanos(at).min(now));
         let [admitted, refused, timed_out] = match &self.0.cells {
             Cells::One(one) => one.counts(),
             Cells::Keyed(keyed) => keyed.counts_of(&asked),
@@ -178,7 +206,10 @@ impl<K: Hash + Eq> RateLimiter<K> {
         let now = self.nanos(Instant::now());
         let (queued, keys) = match &self.0.cells {
             Cells::One(one) => {
-                let used = one.with(now, |account| account.level(now).reset_after > 0);
+                let used = one.with(now, |account| {
+                    account.advance(now);
+                    account.level(now).reset_after > 0
+                });
                 (one.queued(), usize::from(used))
             }
             Cells::Keyed(keyed) => {
@@ -199,19 +230,27 @@ impl<K: Hash + Eq> RateLimiter<K> {
     ///
     /// Own limits are remembered until [`reset_quota`](Self::reset_quota), and do not count as keys.
     pub fn set_quota(&self, key: K, limit: impl Into<Limit>) {
-        self.change(key, Some(limit.into().measure.policy()));
+        let now = Instant::now();
+        let age = now.saturating_duration_since(self.0.birth);
+        let policy = limit.into().measure.policy(age);
+        let detail = Exceeded { limit: self.0.detail.limit.clone(), capacity: policy.capacity() };
+        self.change(key, Some(Own { policy, detail: Arc::new(detail) }), now);
     }
 
     /// Gives `key` the limiter's own limit again.
     pub fn reset_quota(&self, key: K) {
-        self.change(key, None);
+        self.change(key, None, Instant::now());
     }
 
-    fn change(&self, key: K, policy: Option<Policy>) {
-        let now = self.nanos(Instant::now());
+    fn change(&self, key: K, own: Option<Own>, now: Instant) {
+        let now = self.nanos(now);
         match &self.0.cells {
-            Cells::One(one) => one.set_policy(policy.unwrap_or(self.0.policy), now),
-            Cells::Keyed(keyed) => keyed.set_policy(key, policy, now),
+            Cells::One(one) => {
+                let base = || Own { policy: self.0.policy, detail: self.0.detail.clone() };
+                let Own { policy, detail } = own.unwrap_or_else(base);
+                one.set_policy(policy, detail, now);
+            }
+            Cells::Keyed(keyed) => keyed.set_policy(key, own, now),
         }
     }
 }

@@ -1,14 +1,15 @@
 use std::sync::{
-    self,
+    self, Arc,
     atomic::Ordering::{Acquire, Relaxed, Release},
 };
 
 use crate::{
+    Exceeded,
     account::{Account, Home, wake_all},
     counters::Counters,
     gcra::Cell,
     policy::{Denied, Policy, State, Terms},
-    queue::Queue,
+    queue::{LAST, Queue},
     stats::{Count, Counts},
     sync::{AtomicBool, AtomicUsize, Mutex, fence, lock},
 };
@@ -39,6 +40,8 @@ struct Slowly {
     /// The state, if the cell does not hold it.
     state: Option<State>,
     queue: Queue,
+    /// What refusals tell.
+    detail: Option<Arc<Exceeded>>,
 }
 
 impl Slowly {
@@ -60,6 +63,7 @@ impl One {
                 terms: Terms { policy, hold: 0 },
                 state,
                 queue: Queue::default(),
+                detail: None,
             })),
             gate: sync::Mutex::default(),
             counts: Counters::default(),
@@ -67,20 +71,22 @@ impl One {
         }
     }
 
+    /// Takes for a caller who goes by the time `at`, which is not later than `now`.
     #[inline]
-    pub(crate) fn take(&self, now: u64, n: u64) -> Result<(), Denied> {
-        self.quickly(|cell| cell.take(now, n)).unwrap_or_else(|| self.take_slowly(now, n))
+    pub(crate) fn take_at(&self, now: u64, at: u64, n: u64) -> Result<(), Denied> {
+        self.quickly(|cell| cell.take(at, n)).unwrap_or_else(|| self.take_slowly(now, at, n, LAST))
     }
 
+    /// Takes for whoever has come before others.
     #[cold]
-    fn take_slowly(&self, now: u64, n: u64) -> Result<(), Denied> {
-        self.with(now, |account| account.take(now, n))
+    pub(crate) fn take_slowly(&self, now: u64, at: u64, n: u64, number: u64) -> Result<(), Denied> {
+        self.with(now, |account| account.take(now, at, n, number))
     }
 
-    /// What [`take`](Self::take) would say.
-    pub(crate) fn look(&self, now: u64, n: u64) -> Result<(), Denied> {
+    /// What a take would say.
+    pub(crate) fn look(&self, now: u64, n: u64, number: u64) -> Result<(), Denied> {
         let quickly = self.quickly(|cell| cell.look(now, n));
-        quickly.unwrap_or_else(|| self.with(now, |account| account.look(now, n)))
+        quickly.unwrap_or_else(|| self.with(now, |account| account.look(now, n, number)))
     }
 
     /// Asks the cell, if that is all there is.
@@ -103,7 +109,7 @@ impl One {
 
     pub(crate) fn with<T>(&self, now: u64, look: impl FnOnce(&mut Account<'_>) -> T) -> T {
         let mut slowly = lock(&self.slowly);
-        let Slowly { terms, state, queue } = &mut *slowly;
+        let Slowly { terms, state, queue, .. } = &mut *slowly;
         let home = match (state, &self.hot.cell) {
             (Some(state), _) => Home::Plain(state),
             (None, Some(cell)) => Home::Shared(cell),
@@ -121,20 +127,20 @@ impl One {
     }
 
     /// From now on another policy holds, and calls lock.
-    pub(crate) fn set_policy(&self, policy: Policy, now: u64) {
+    pub(crate) fn set_policy(&self, policy: Policy, detail: Arc<Exceeded>, now: u64) {
         let mut slowly = lock(&self.slowly);
-        let state = match (slowly.state, &self.hot.cell) {
-            (Some(state), _) => state,
-            (None, Some(cell)) => {
-                self.hot.slow.store(true, Release);
-                cell.close()
-            }
-            (None, None) => [0, 0],
-        };
-        slowly.state = Some(slowly.terms.policy.convert(state, now, &policy));
-        slowly.terms.policy = policy;
+        if let (None, Some(cell)) = (slowly.state, &self.hot.cell) {
+            self.hot.slow.store(true, Release);
+            slowly.state = Some(cell.close());
+        }
+        slowly.detail = Some(detail);
         drop(slowly);
-        self.with(now, |account| account.reckon(now));
+        self.with(now, |account| account.convert(now, policy));
+    }
+
+    /// What refusals tell, if another policy holds than that of the limiter.
+    pub(crate) fn detail(&self) -> Option<Arc<Exceeded>> {
+        lock(&self.slowly).detail.clone()
     }
 
     /// What several limits at once lock.

@@ -1,8 +1,9 @@
 //! What a limiter knows of some of its keys.
 
-use std::{borrow::Borrow, num::NonZeroU64};
+use std::{borrow::Borrow, num::NonZeroU64, sync::Arc};
 
 use crate::{
+    Exceeded,
     policy::{Policy, State, Terms},
     queue::Queue,
     stats::{Count, Counts},
@@ -12,13 +13,21 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Part<K> {
     pub(crate) entries: Table<K, Entry>,
-    pub(crate) policies: Table<K, Policy>,
+    pub(crate) policies: Table<K, Own>,
     pub(crate) queues: Table<K, Queue>,
     /// Until when keys are held. Only of keys that have an entry.
     pub(crate) holds: Table<K, u64>,
     /// What was counted of a key and does not fit its entry. Only of keys that have one.
     carries: Table<K, Counts>,
     pub(crate) counts: Counts,
+}
+
+/// A limit of a key's own.
+#[derive(Debug)]
+pub(crate) struct Own {
+    pub(crate) policy: Policy,
+    /// What refusals tell.
+    pub(crate) detail: Arc<Exceeded>,
 }
 
 /// What most keys need.
@@ -52,7 +61,7 @@ impl<K> Part<K> {
         K: Borrow<Q>,
         Q: Eq + ?Sized,
     {
-        let policy = *self.policies.get(hash, key).unwrap_or(policy);
+        let policy = self.policies.get(hash, key).map_or(*policy, |own| own.policy);
         Terms { policy, hold: self.holds.get(hash, key).copied().unwrap_or(0) }
     }
 
@@ -64,7 +73,7 @@ impl<K> Part<K> {
         let Self { entries, policies, queues, holds, carries, .. } = self;
         holds.rebuild(|_, _, until| now < *until);
         let dropped = entries.rebuild(|key, hash, entry| {
-            let policy = policies.get(hash, key).unwrap_or(policy);
+            let policy = policies.get(hash, key).map_or(policy, |own| &own.policy);
             let used = !policy.is_fresh(entry.state, now);
             used || holds.get(hash, key).is_some() || queues.get(hash, key).is_some()
         });

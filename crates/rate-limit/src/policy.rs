@@ -65,11 +65,12 @@ impl Policy {
         }
     }
 
-    pub(crate) fn refund(&self, state: State, now: u64, n: u64) -> State {
+    /// Gives back `n` permits that were taken at `since`.
+    pub(crate) fn refund(&self, state: State, now: u64, n: u64, since: u64) -> State {
         match self {
             Self::Gcra(gcra) => split(gcra.refund(join(state), now, n)),
-            Self::Fixed(frame) => frame.refund(state, now, n),
-            Self::Sliding(sliding) => sliding.refund(state, now, n),
+            Self::Fixed(frame) => frame.refund(state, now, n, since),
+            Self::Sliding(sliding) => sliding.refund(state, now, n, since),
         }
     }
 
@@ -82,10 +83,18 @@ impl Policy {
 
     /// The state under another policy: what is used is used, though no more than there is, and what is owed is owed.
     pub(crate) fn convert(&self, state: State, now: u64, to: &Self) -> State {
-        let Level { available, .. } = self.level(state, now);
-        let (capacity, owed) = (self.capacity(), available.min(0).unsigned_abs());
-        let used = capacity.saturating_sub(u64::try_from(available).unwrap_or(0)).min(to.capacity());
-        to.charge(to.charge([0, 0], now, used), now, owed)
+        match (self, to) {
+            _ if self == to => state,
+            (Self::Gcra(from), Self::Gcra(to)) => split(from.convert(join(state), now, to)),
+            (Self::Fixed(from), Self::Fixed(to)) if from.is_alongside(to) => state,
+            (Self::Sliding(from), Self::Sliding(to)) if from.0.is_alongside(&to.0) => state,
+            _ => {
+                let Level { available, remaining, .. } = self.level(state, now);
+                let used = (self.capacity() - remaining).min(to.capacity());
+                let owed = available.min(0).unsigned_abs();
+                to.charge(to.charge([0, 0], now, used), now, owed)
+            }
+        }
     }
 
     /// In how many nanoseconds all of it is there again.
@@ -140,7 +149,8 @@ impl Terms {
             Ok(state) => Ok((state, from)),
             Err(Denied::Wait(wait)) => {
                 let at = from.saturating_add(wait);
-                Ok((self.policy.take(state, at, n)?, at))
+                // It may have to wait for longer than there is time.
+                self.policy.take(state, at, n).map(|state| (state, at)).or(Ok((state, u64::MAX)))
             }
             Err(never) => Err(never),
         }

@@ -9,12 +9,15 @@ use std::{
     task::Waker,
 };
 
-use crate::policy::{Denied, State, Terms};
+use crate::{
+    account::Home,
+    policy::{Denied, State, Terms},
+};
 
 /// A waiter's end of its place in a queue. Only changed under the lock of the queue.
 #[derive(Debug)]
 pub(crate) struct Place {
-    /// Later waiters of a queue have greater numbers.
+    /// Later waiters have greater numbers, in whatever queue they are.
     number: u64,
     fate: AtomicU64,
 }
@@ -25,24 +28,40 @@ pub(crate) enum Fate {
     Waiting,
     /// Its permits are taken and are its own.
     Granted,
-    /// It would have to wait longer than it may: so many nanoseconds.
-    Doomed(u64),
+    /// Its permits are there, and it has to take them together with others elsewhere.
+    Turn,
+    /// It would have to wait longer than it may.
+    Doomed(Denied),
 }
 
+/// How many calls have ever waited.
+static ARRIVALS: AtomicU64 = AtomicU64::new(0);
+
+/// The number of whoever comes now, as far as it does not wait.
+pub(crate) const LAST: u64 = u64::MAX;
+
 impl Place {
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
     pub(crate) fn fate(&self) -> Fate {
         match self.fate.load(Relaxed) {
             0 => Fate::Waiting,
             1 => Fate::Granted,
-            wait => Fate::Doomed(wait - 1),
+            2 => Fate::Doomed(Denied::Never),
+            wait => Fate::Doomed(Denied::Wait(wait - 2)),
         }
     }
 
-    fn decide(&self, fate: Fate) {
-        let code = match fate {
-            Fate::Waiting => 0,
-            Fate::Granted => 1,
-            Fate::Doomed(wait) => wait.clamp(1, u64::MAX - 1) + 1,
+    fn grant(&self) {
+        self.fate.store(1, Relaxed);
+    }
+
+    fn doom(&self, denied: Denied) {
+        let code = match denied {
+            Denied::Never => 2,
+            Denied::Wait(wait) => wait.clamp(1, u64::MAX - 2) + 2,
         };
         self.fate.store(code, Relaxed);
     }
@@ -57,19 +76,39 @@ struct Waiter {
     /// When it looks again by itself.
     armed: u64,
     waker: Option<Waker>,
+    /// Whether it takes by itself, and of other limits as well, when its turn has come.
+    joint: bool,
+    /// Since when it could.
+    turn: Option<u64>,
+}
+
+impl Waiter {
+    /// Whether it does not take what it could: nobody polls it, and others need not wait for that.
+    fn is_away(&self, now: u64) -> bool {
+        self.turn.is_some_and(|since| now.saturating_sub(since) > 2 * TICK)
+    }
 }
 
 /// The waiters of a key, first come first served.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
     waiters: VecDeque<Waiter>,
-    next: u64,
     /// The key's state once the last waiter is served, and when that is. `None` if something changed since.
     tail: Option<(State, u64)>,
 }
 
 /// A timer may be late by so much, and whoever it wakes is served as of when he should have been.
 pub(crate) const TICK: u64 = 1_000_000;
+
+/// What a call wants that waits.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wish {
+    pub(crate) cost: u64,
+    pub(crate) max_wait: u64,
+    /// For a call of several limits, which has waited elsewhere before if it has a number.
+    pub(crate) joint: bool,
+    pub(crate) number: Option<u64>,
+}
 
 impl Queue {
     pub(crate) fn is_empty(&self) -> bool {
@@ -80,98 +119,138 @@ impl Queue {
         self.waiters.len()
     }
 
-    /// How long a call that comes now has to wait behind all others, and the state thereafter.
-    fn behind(&mut self, terms: &Terms, state: State, now: u64, cost: u64) -> Result<(State, u64), Denied> {
-        let (state, free) = match self.tail {
-            Some(tail) => tail,
-            None => *self.tail.insert(self.waiters.iter().fold((state, now), |(state, at), waiter| {
-                terms.serve(state, at, waiter.cost).unwrap_or((state, at))
-            })),
-        };
-        terms.serve(state, free.max(now), cost)
+    /// Whether somebody waits who came before `number`.
+    pub(crate) fn has_before(&self, number: u64, now: u64) -> bool {
+        self.waiters
+            .iter()
+            .take_while(|waiter| waiter.place.number < number)
+            .any(|waiter| !waiter.is_away(now))
     }
 
-    /// How long a call that comes now would have to wait.
-    pub(crate) fn wait(&mut self, terms: &Terms, state: State, now: u64, cost: u64) -> Denied {
-        match self.behind(terms, state, now, cost) {
-            Ok((_, at)) => Denied::Wait((at - now).max(1)),
-            Err(denied) => denied,
-        }
-    }
-
-    /// Puts a call at the end, and says when its turn comes.
-    pub(crate) fn join(
+    /// When a call is served that comes behind `number`, and the key's state then.
+    fn behind(
         &mut self,
         terms: &Terms,
         state: State,
         now: u64,
         cost: u64,
-        max_wait: u64,
+        number: u64,
+    ) -> Result<(State, u64), Denied> {
+        let count = |queue: &VecDeque<Waiter>| {
+            let before = queue.iter().take_while(|waiter| waiter.place.number < number);
+            before.fold((state, now), |(state, at), waiter| {
+                terms.serve(state, at, waiter.cost).unwrap_or((state, at))
+            })
+        };
+        let (state, free) = match self.tail {
+            _ if number < LAST => count(&self.waiters),
+            Some(tail) => tail,
+            None => *self.tail.insert(count(&self.waiters)),
+        };
+        terms.serve(state, free.max(now), cost)
+    }
+
+    /// How long a call would have to wait that came behind `number`.
+    pub(crate) fn wait(&mut self, terms: &Terms, state: State, now: u64, cost: u64, number: u64) -> Denied {
+        match self.behind(terms, state, now, cost, number) {
+            Ok((_, at)) => Denied::Wait((at - now).max(1)),
+            Err(denied) => denied,
+        }
+    }
+
+    /// Puts a call at the end, or where it belongs by its number, and says when its turn comes.
+    pub(crate) fn join(
+        &mut self,
+        terms: &Terms,
+        state: State,
+        now: u64,
+        wish: Wish,
     ) -> Result<(Arc<Place>, u64), Denied> {
-        let (after, at) = self.behind(terms, state, now, cost)?;
+        let Wish { cost, max_wait, joint, number } = wish;
+        let (after, at) = self.behind(terms, state, now, cost, number.unwrap_or(LAST))?;
         if at - now > max_wait {
             return Err(Denied::Wait(at - now));
         }
-        self.tail = Some((after, at));
-        let place = Arc::new(Place { number: self.next, fate: AtomicU64::new(0) });
-        self.next += 1;
+        self.tail = number.is_none().then_some((after, at));
+        let number = number.unwrap_or_else(|| ARRIVALS.fetch_add(1, Relaxed));
+        let place = Arc::new(Place { number, fate: AtomicU64::new(0) });
         let deadline = now.saturating_add(max_wait);
-        self.waiters.push_back(Waiter { place: place.clone(), cost, deadline, armed: at, waker: None });
+        let waiter =
+            Waiter { place: place.clone(), cost, deadline, armed: at, waker: None, joint, turn: None };
+        let index = self.waiters.partition_point(|waiter| waiter.place.number < number);
+        self.waiters.insert(index, waiter);
         Ok((place, at))
     }
 
-    /// Serves all whose turn has come: `take` takes from the key. Whoever has to know is in `wake`.
-    pub(crate) fn advance(
-        &mut self,
-        mut take: impl FnMut(u64, u64) -> Result<(), Denied>,
-        now: u64,
-        wake: &mut Vec<Waker>,
-    ) {
-        while let Some(head) = self.waiters.front_mut() {
-            let due = head.armed.clamp(now.saturating_sub(TICK), now);
-            let taken = take(due, head.cost).or_else(|_| {
-                let late = take(now, head.cost);
-                if late.is_ok() {
-                    self.tail = None;
-                }
-                late
+    /// Serves all whose turn has come. Whoever has to know is in `wake`.
+    pub(crate) fn advance(&mut self, terms: &Terms, state: &mut Home<'_>, now: u64, wake: &mut Vec<Waker>) {
+        // Those before it have their turn, and nobody polls them.
+        let mut index = 0;
+        while let Some(waiter) = self.waiters.get_mut(index) {
+            let (joint, cost) = (waiter.joint, waiter.cost);
+            let mut ask = |at| match joint {
+                true => terms.take(state.get(), at, cost).map(drop),
+                false => state.update(at, |state, at| Ok((terms.take(state, at, cost)?, ()))),
+            };
+            let due = waiter.armed.clamp(now.saturating_sub(TICK), now);
+            let mut late = false;
+            let asked = ask(due).or_else(|_| {
+                late = true;
+                ask(now)
             });
-            match taken {
+            match asked {
                 Ok(()) => {
-                    head.place.decide(Fate::Granted);
-                    self.pop(wake);
+                    if late {
+                        self.tail = None;
+                    }
+                    if !joint {
+                        waiter.place.grant();
+                        self.take_out(index, wake);
+                    } else if waiter.turn.is_none() {
+                        waiter.turn = Some(now);
+                        wake.extend(waiter.waker.take());
+                        return;
+                    } else if waiter.is_away(now) {
+                        self.tail = None;
+                        index += 1;
+                    } else {
+                        return;
+                    }
                 }
-                Err(Denied::Wait(wait)) => {
+                Err(denied @ Denied::Wait(wait)) => {
+                    waiter.turn = None;
                     let at = now.saturating_add(wait);
                     // As long as it is served when it was to be, so are those behind it: nobody has to count again.
-                    if at != head.armed {
+                    if at != waiter.armed {
                         self.tail = None;
                     }
-                    if at.saturating_sub(TICK) > head.deadline {
-                        head.place.decide(Fate::Doomed(wait));
+                    if at.saturating_sub(TICK) > waiter.deadline {
+                        waiter.place.doom(denied);
                         self.tail = None;
-                        self.pop(wake);
+                        self.take_out(index, wake);
                         continue;
                     }
-                    if at < head.armed {
+                    if at < waiter.armed {
                         // It sleeps too long, since somebody before it went away.
-                        head.armed = at;
-                        wake.extend(head.waker.take());
+                        waiter.armed = at;
+                        wake.extend(waiter.waker.take());
                     }
                     return;
                 }
                 Err(Denied::Never) => {
-                    head.place.decide(Fate::Doomed(u64::MAX));
+                    waiter.place.doom(Denied::Never);
                     self.tail = None;
-                    self.pop(wake);
+                    self.take_out(index, wake);
                 }
             }
         }
-        self.tail = None;
+        if self.waiters.is_empty() {
+            self.tail = None;
+        }
     }
 
-    fn pop(&mut self, wake: &mut Vec<Waker>) {
-        if let Some(waiter) = self.waiters.pop_front() {
+    fn take_out(&mut self, index: usize, wake: &mut Vec<Waker>) {
+        if let Some(waiter) = self.waiters.remove(index) {
             wake.extend(waiter.waker);
         }
     }
@@ -187,8 +266,7 @@ impl Queue {
                 true
             }
             served => {
-                let wait = served.map_or(u64::MAX, |(_, then)| then - now);
-                waiter.place.decide(Fate::Doomed(wait));
+                waiter.place.doom(served.map_or_else(|never| never, |(_, then)| Denied::Wait(then - now)));
                 wake.extend(waiter.waker.take());
                 false
             }
@@ -220,6 +298,11 @@ impl Queue {
             self.waiters[index].armed = at.1.max(now.saturating_add(1));
         }
         Some(self.waiters[index].armed)
+    }
+
+    /// Whether a waiter is to take now.
+    pub(crate) fn has_turn(&self, place: &Arc<Place>) -> bool {
+        self.index(place).is_some_and(|index| self.waiters[index].turn.is_some())
     }
 
     /// Takes a waiter out. False if it does not wait any more.

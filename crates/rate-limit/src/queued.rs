@@ -14,8 +14,9 @@ use tower_service::Service;
 use crate::{
     ResponseFuture,
     account::Bounds,
+    after::From,
     error::Refusal,
-    rules::{Refused, Rules, RulesFor, with_claims},
+    rules::{Refused, Rules, RulesFor, Source, with_claims},
     ticket::Ticket,
 };
 
@@ -127,8 +128,11 @@ impl<Req, R: Rules<Req>> Turn<Req, R> {
     {
         let Self { rules, kept, request, ticket } = self;
         let request = request.as_ref().expect("it is taken when the turn is over");
+        // A key function that panics does so before anything is spent.
+        let since = ticket.granted().expect("its turn has come");
+        let charge = rules.charge(kept, request, Source { from: From::Here, since });
         with_claims(rules, kept, request, |stakes| ticket.spend(stakes));
-        rules.charge(kept, request)
+        charge
     }
 }
 

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use crate::{
     Rule, StoredKey,
-    after::{After, Charge, Every},
+    after::{After, Charge, Every, From, Taken},
     error::Refusal,
     key::{CostOf, KeyOf},
     stake::{Asking, MOST, Stake, Stakes, admit_all},
@@ -43,9 +43,29 @@ pub trait RulesFor<Req, Res>: Rules<Req> {
     #[doc(hidden)]
     fn admit(&self, request: &Req) -> Result<Self::Charge, Refused>;
 
-    /// What a call was charged that has been admitted.
+    /// What a call is charged whose permits are from there.
     #[doc(hidden)]
-    fn charge(&self, kept: &Self::Kept, request: &Req) -> Self::Charge;
+    fn charge(&self, kept: &Self::Kept, request: &Req, source: Source) -> Self::Charge;
+}
+
+/// Where a call's permits are from, and since when it has them.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug)]
+pub struct Source {
+    pub(crate) from: From,
+    pub(crate) since: Instant,
+}
+
+/// [`admit`](RulesFor::admit) for a call whose keys and costs are known.
+pub(crate) fn admit_kept<R, Req, Res>(rules: &R, kept: &R::Kept, request: &Req) -> Result<R::Charge, Refused>
+where
+    R: RulesFor<Req, Res>,
+{
+    // A key function that panics does so before anything is taken.
+    let now = Instant::now();
+    let charge = rules.charge(kept, request, Source { from: From::Here, since: now });
+    with_claims(rules, kept, request, |stakes| admit_all(stakes, now)).map_err(Refused)?;
+    Ok(charge)
 }
 
 /// What a [`Rules`] says no with.
@@ -104,14 +124,23 @@ impl<K, Key, Cost, Then> Rule<K, Key, Cost, Then> {
         Some(Asking { limiter: &self.limiter, asked, cost: *cost })
     }
 
-    fn charge_one<Req, Res>(&self, kept: Option<&Kept<Key::Kept>>, request: &Req) -> Option<Then::Charge<K>>
+    fn charge_one<Req, Res>(
+        &self,
+        kept: Option<&Kept<Key::Kept>>,
+        request: &Req,
+        Source { from, since }: Source,
+    ) -> Option<Then::Charge<K>>
     where
         K: Hash + Eq + Clone + Borrow<Key::Asked>,
         Key: KeyOf<Req, K>,
         Then: After<Res>,
     {
         let Kept { key, cost } = kept?;
-        Some(self.after.charge(&self.limiter, self.key.key(key, request)?, *cost))
+        if let keyless @ Some(_) = Then::keyless() {
+            return keyless;
+        }
+        let taken = Taken { cost: *cost, from, at: self.limiter.nanos(since) };
+        Some(self.after.charge(&self.limiter, self.key.key(key, request)?, taken))
     }
 }
 
@@ -149,14 +178,17 @@ where
         let cost = self.cost.cost_of(request);
         let asked = self.limiter.ask(key);
         let now = self.limiter.nanos(Instant::now());
-        match self.limiter.take(&asked, now, cost) {
-            Ok(()) => Ok(Some(self.after.charge(&self.limiter, key, cost))),
-            Err(denied) => Err(Refused(self.limiter.refusal(denied))),
+        match self.limiter.take(&asked, now, now, cost) {
+            Ok(()) => {
+                let taken = Taken { cost, from: From::Here, at: now };
+                Ok(Some(self.after.charge(&self.limiter, key, taken)))
+            }
+            Err(denied) => Err(Refused(self.limiter.refusal(&asked, denied))),
         }
     }
 
-    fn charge(&self, kept: &Self::Kept, request: &Req) -> Self::Charge {
-        self.charge_one(kept.as_ref(), request)
+    fn charge(&self, kept: &Self::Kept, request: &Req, source: Source) -> Self::Charge {
+        self.charge_one(kept.as_ref(), request, source)
     }
 }
 
@@ -196,9 +228,7 @@ impl<T> All<T> {
     where
         Self: RulesFor<Req, Res>,
     {
-        let kept = self.keep(request);
-        with_claims(self, &kept, request, admit_all).map_err(Refused)?;
-        Ok(self.charge(&kept, request))
+        admit_kept(self, &self.keep(request), request)
     }
 }
 
@@ -234,8 +264,8 @@ where
         self.admit_together(request)
     }
 
-    fn charge(&self, kept: &Self::Kept, request: &Req) -> Self::Charge {
-        Every(std::array::from_fn(|n| self.0.get(n)?.charge_one(kept[n].as_ref(), request)))
+    fn charge(&self, kept: &Self::Kept, request: &Req, source: Source) -> Self::Charge {
+        Every(std::array::from_fn(|n| self.0.get(n)?.charge_one(kept[n].as_ref(), request, source)))
     }
 }
 
@@ -281,8 +311,8 @@ macro_rules! together {
                 self.admit_together(request)
             }
 
-            fn charge(&self, kept: &Self::Kept, request: &Req) -> Self::Charge {
-                Every(($(self.0.$m.charge_one(kept.$m.as_ref(), request),)+))
+            fn charge(&self, kept: &Self::Kept, request: &Req, source: Source) -> Self::Charge {
+                Every(($(self.0.$m.charge_one(kept.$m.as_ref(), request, source),)+))
             }
         }
     )+};

@@ -14,8 +14,9 @@ use tower_service::Service;
 
 use crate::{
     Ask, OnStoreError, RateLimit, RateLimitLayer, Reject, ResponseFuture, Store, StoreError, Verdict,
+    after::From,
     policy::Denied,
-    rules::{Attach, Rules, RulesFor, with_claims},
+    rules::{Attach, Rules, RulesFor, Source, with_claims},
     service::Held,
     stake::{Stakes, admit_all},
     stats::Count,
@@ -76,8 +77,15 @@ where
         let Stored { store, deadline, on_error } = self.mode.clone();
         let (rules, kept) = (self.rules.clone(), self.rules.keep(&request));
         let asked = with_claims(&rules, &kept, &request, asks);
-        let mut permits =
-            Permits { rules, kept, request: Some(request), store, asks: Arc::default(), from: From::Nowhere };
+        let mut permits = Permits {
+            rules,
+            kept,
+            request: Some(request),
+            store,
+            asks: Arc::default(),
+            from: From::Nowhere,
+            since: Instant::now(),
+        };
         let (taking, passed) = match asked {
             Err(refusal) => {
                 let calling = Some(ResponseFuture::refused(refusal));
@@ -99,11 +107,10 @@ where
 /// What a call asks, unless one of its keys is held.
 fn asks(stakes: &Stakes<'_>) -> Result<Vec<Ask>, crate::error::Refusal> {
     let now = Instant::now();
-    for stake in stakes.iter().flatten() {
-        if let Some(wait) = stake.held(now) {
-            stake.count(Count::Refused);
-            return Err(stake.refusal(Denied::Wait(wait)));
-        }
+    let held = stakes.iter().flatten().filter_map(|stake| Some((stake.held(now)?, stake)));
+    if let Some((wait, stake)) = held.max_by_key(|(wait, _)| *wait) {
+        stake.count(Count::Refused);
+        return Err(stake.refusal(Denied::Wait(wait)));
     }
     Ok(stakes.iter().flatten().map(|stake| stake.ask()).collect())
 }
@@ -187,30 +194,27 @@ struct Permits<Req, R: Rules<Req>, St: Store> {
     store: St,
     asks: Arc<[Ask]>,
     from: From,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum From {
-    /// There are none.
-    Nowhere,
-    Store,
-    Here,
+    since: Instant,
 }
 
 impl<Req, R: Rules<Req>, St: Store> Permits<Req, R, St> {
     /// What the store's answer, or its silence, means for the call.
     fn decide(&mut self, answer: Result<Verdict, Cause>, on_error: OnStoreError) -> Result<(), Rejected> {
+        self.since = Instant::now();
         let cause = match answer {
             Ok(Verdict::Admitted) => {
                 self.from = From::Store;
                 return Ok(());
+            }
+            Ok(Verdict::Denied { ask, .. }) if ask >= self.asks.len() => {
+                Cause::Failed("it denied what it was not asked".into())
             }
             Ok(Verdict::Denied { ask, retry_after }) => {
                 let nanos = |wait: Duration| u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX);
                 let denied = retry_after.map_or(Denied::Never, |wait| Denied::Wait(nanos(wait)));
                 return Err(self.with_stakes(|stakes| {
                     let mut stakes = stakes.iter().flatten();
-                    let stake = stakes.nth(ask).expect("a store denies one of what it was asked");
+                    let stake = stakes.nth(ask).expect("as many as were asked");
                     stake.count(Count::Refused);
                     stake.refusal(denied).into()
                 }));
@@ -222,7 +226,7 @@ impl<Req, R: Rules<Req>, St: Store> Permits<Req, R, St> {
             OnStoreError::Allow => Ok(()),
             OnStoreError::Local => {
                 // Those are counted there.
-                self.with_stakes(admit_all)?;
+                self.with_stakes(|stakes| admit_all(stakes, self.since))?;
                 self.from = From::Here;
                 Ok(())
             }
@@ -241,11 +245,14 @@ impl<Req, R: Rules<Req>, St: Store> Permits<Req, R, St> {
     where
         R: RulesFor<Req, Res>,
     {
+        let request = self.request.as_ref().expect("it is taken after this");
+        // A key function that panics does so before anything is spent.
+        let source = Source { from: self.from, since: self.since };
+        let charge = self.rules.charge(&self.kept, request, source);
         if std::mem::replace(&mut self.from, From::Nowhere) == From::Store {
             self.with_stakes(|stakes| stakes.iter().flatten().for_each(|stake| stake.count(Count::Admitted)));
         }
-        let request = self.request.as_ref().expect("it is taken after this");
-        self.rules.charge(&self.kept, request)
+        charge
     }
 
     fn with_stakes<T>(&self, f: impl FnOnce(&Stakes<'_>) -> T) -> T {
@@ -261,8 +268,9 @@ impl<Req, R: Rules<Req>, St: Store> Drop for Permits<Req, R, St> {
             From::Nowhere => {}
             From::Store => self.asks.iter().for_each(|ask| self.store.settle(ask, 0)),
             From::Here => {
-                let now = Instant::now();
-                self.with_stakes(|stakes| stakes.iter().flatten().for_each(|stake| stake.give_back(now)));
+                self.with_stakes(|stakes| {
+                    stakes.iter().flatten().for_each(|stake| stake.give_back(self.since));
+                });
             }
         }));
     }

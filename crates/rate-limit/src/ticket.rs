@@ -12,16 +12,17 @@ use crate::{
     account::{Bounds, Denial},
     error::Refusal,
     policy::Denied,
-    queue::{Fate, Place},
-    stake::{Stakes, gates, take_all},
+    queue::{Fate, LAST, Place},
+    stake::{Stake, Stakes, gates, take_all},
     stats::Count,
 };
 
 /// A call's permits, or its place in a queue for them.
 ///
-/// With several limits it waits for the one that makes it wait longest, and takes from the others when its turn has
-/// come there: nothing is held of one limit while another is waited for. If one of the others denies by then, it gives
-/// back and waits there.
+/// With several limits it waits for the one that makes it wait longest, and takes from all at once when its turn has come
+/// there: nothing is held of one limit while another is waited for. If another one denies by then it waits there, where
+/// its number puts it. Since only whoever came before keeps a call from taking, the first of all who wait is kept by time
+/// alone, and then the next: they do not send each other in circles.
 #[derive(Debug)]
 pub(crate) struct Ticket {
     state: State,
@@ -36,8 +37,8 @@ pub(crate) struct Ticket {
 enum State {
     /// In the queue of the limit of this number.
     Waits(usize, Arc<Place>),
-    /// All permits are its own.
-    Granted,
+    /// All permits are its own, since then.
+    Granted(Instant),
     /// It has none.
     Over,
 }
@@ -48,11 +49,12 @@ impl Ticket {
         let now = Instant::now();
         let deadline = now.checked_add(Duration::from_nanos(bounds.max_wait));
         let mut ticket = Self { state: State::Over, bounds, deadline, wait: 0 };
-        match ticket.enter(stakes, now, bounds) {
+        match ticket.enter(stakes, now) {
             Ok(wait) => Ok(Self { wait, ..ticket }),
-            Err((limit, refusal)) => {
-                stakes[limit].expect("it denied").count(Count::Refused);
-                Err(refusal)
+            Err((limit, denial)) => {
+                let stake = of(stakes, limit);
+                stake.count(Count::Refused);
+                Err(refusal(stake, denial))
             }
         }
     }
@@ -65,7 +67,7 @@ impl Ticket {
         mut sleep: Pin<&mut Option<Sleep>>,
     ) -> Poll<Result<(), Refusal>> {
         while let State::Waits(limit, place) = &self.state {
-            let (now, stake) = (Instant::now(), stakes[*limit].expect("it waits there"));
+            let (now, stake) = (Instant::now(), of(stakes, *limit));
             match stake.attend(now, place, cx.waker()) {
                 Err(at) => {
                     match sleep.as_mut().as_pin_mut() {
@@ -75,13 +77,11 @@ impl Ticket {
                     }
                     ready!(sleep.as_mut().as_pin_mut().expect("set just now").poll(cx));
                 }
-                Ok(Fate::Granted) => self.turn(stakes, now)?,
-                Ok(Fate::Doomed(wait)) => {
+                Ok(Fate::Granted) => self.state = State::Granted(now),
+                Ok(Fate::Turn) => self.turn(stakes, *limit, &place.clone(), now)?,
+                Ok(Fate::Doomed(denied)) => {
                     self.state = State::Over;
-                    stake.count(Count::TimedOut);
-                    stake.count(Count::Refused);
-                    let refusal = stake.refusal(Denied::Wait(wait));
-                    return Poll::Ready(Err(refusal.of_kind(RejectionKind::QueueTimeout)));
+                    return Poll::Ready(Err(in_vain(stake, Denial::Limited(denied))));
                 }
                 Ok(Fate::Waiting) => unreachable!("whoever is not in the queue has met his fate"),
             }
@@ -92,8 +92,16 @@ impl Ticket {
 
     /// The call is made: what was taken is spent.
     pub(crate) fn spend(&mut self, stakes: &Stakes<'_>) {
-        if let State::Granted = std::mem::replace(&mut self.state, State::Over) {
+        if let State::Granted(_) = std::mem::replace(&mut self.state, State::Over) {
             stakes.iter().flatten().for_each(|stake| stake.count(Count::Admitted));
+        }
+    }
+
+    /// Since when it has its permits.
+    pub(crate) fn granted(&self) -> Option<Instant> {
+        match self.state {
+            State::Granted(since) => Some(since),
+            State::Waits(..) | State::Over => None,
         }
     }
 
@@ -109,87 +117,90 @@ impl Ticket {
 
     /// The call is not made.
     pub(crate) fn leave(&mut self, stakes: &Stakes<'_>) {
-        let now = Instant::now();
         match std::mem::replace(&mut self.state, State::Over) {
-            State::Waits(limit, place) => stakes[limit].expect("it waits there").withdraw(now, &place),
-            State::Granted => stakes.iter().flatten().for_each(|stake| stake.give_back(now)),
+            State::Waits(limit, place) => of(stakes, limit).withdraw(Instant::now(), &place),
+            State::Granted(since) => stakes.iter().flatten().for_each(|stake| stake.give_back(since)),
             State::Over => {}
         }
     }
 
-    /// Its turn has come where it waited, and it has its permits there.
-    fn turn(&mut self, stakes: &Stakes<'_>, now: Instant) -> Result<(), Refusal> {
-        let State::Waits(limit, _) = self.state else { return Ok(()) };
-        if stakes.len() == 1 {
-            self.state = State::Granted;
+    /// Its turn has come where it waits: it takes from all limits, or goes where it has to wait longer.
+    fn turn(
+        &mut self,
+        stakes: &Stakes<'_>,
+        limit: usize,
+        place: &Arc<Place>,
+        now: Instant,
+    ) -> Result<(), Refusal> {
+        let _gates = gates(stakes);
+        let taken = take_all(stakes, now, place.number());
+        of(stakes, limit).leave(now, place);
+        let Err((limit, denied)) = taken else {
+            self.state = State::Granted(now);
             return Ok(());
-        }
-        if self.take_others(stakes, limit, now).is_ok() {
-            return Ok(());
-        }
+        };
+        self.state = State::Over;
         let left = self.deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(now));
         let max_wait = u64::try_from(left.as_nanos()).unwrap_or(u64::MAX);
-        match self.enter(stakes, now, Bounds { max_wait, ..self.bounds }) {
-            Ok(_) => Ok(()),
-            Err((limit, refusal)) => {
-                // It has waited, so it is refused for that.
-                let stake = stakes[limit].expect("it denied");
-                stake.count(Count::TimedOut);
-                stake.count(Count::Refused);
-                Err(refusal.of_kind(RejectionKind::QueueTimeout))
-            }
-        }
-    }
-
-    /// Takes from all limits but this one, where it has its permits; or has nothing.
-    fn take_others(&mut self, stakes: &Stakes<'_>, limit: usize, now: Instant) -> Result<(), ()> {
-        let gates = gates(stakes);
-        let mut others: [_; crate::stake::MOST] = std::array::from_fn(|n| stakes.get(n).copied().flatten());
-        others[limit] = None;
-        if take_all(&others, now).is_ok() {
-            self.state = State::Granted;
-            return Ok(());
-        }
-        self.state = State::Over;
-        stakes[limit].expect("it waited there").give_back(now);
-        drop(gates);
-        Err(())
+        let stake = of(stakes, limit);
+        let joined = match denied {
+            Denied::Wait(_) => stake.join(now, Bounds { max_wait, ..self.bounds }, Some(place.number())),
+            Denied::Never => Err(Denial::Limited(denied)),
+        };
+        let (place, _) = joined.map_err(|denial| in_vain(stake, denial))?;
+        self.state = State::Waits(limit, place);
+        Ok(())
     }
 
     /// Takes from all limits, or a place in the queue of the one that has to be waited for longest: and how long. Or says
-    /// which limit refused.
-    fn enter(&mut self, stakes: &Stakes<'_>, now: Instant, bounds: Bounds) -> Result<u64, (usize, Refusal)> {
-        let limit = if stakes.len() == 1 {
-            if stakes[0].is_none() {
-                self.state = State::Granted;
+    /// which limit denied.
+    fn enter(&mut self, stakes: &Stakes<'_>, now: Instant) -> Result<u64, (usize, Denial)> {
+        let mut each = stakes.iter().enumerate().filter_map(|(n, stake)| Some((n, stake.as_ref()?)));
+        let (limit, place, wait) = match (each.next(), each.next()) {
+            (None, _) => {
+                self.state = State::Granted(now);
                 return Ok(0);
             }
-            0
-        } else {
-            let _gates = gates(stakes);
-            match take_all(stakes, now) {
-                Ok(()) => {
-                    self.state = State::Granted;
-                    return Ok(0);
+            (Some((limit, one)), None) => {
+                let (place, wait) = one.enter(now, self.bounds).map_err(|denial| (limit, denial))?;
+                (limit, place, wait)
+            }
+            (Some(_), Some(_)) => {
+                let _gates = gates(stakes);
+                match take_all(stakes, now, LAST) {
+                    Ok(()) => (0, None, 0),
+                    Err((limit, denied @ Denied::Never)) => return Err((limit, Denial::Limited(denied))),
+                    Err((limit, Denied::Wait(_))) => {
+                        let joined = of(stakes, limit).join(now, self.bounds, None);
+                        let (place, wait) = joined.map_err(|denial| (limit, denial))?;
+                        (limit, Some(place), wait)
+                    }
                 }
-                Err((limit, _)) => limit,
             }
         };
-        let stake = stakes[limit].expect("it denied");
-        let refusal = match stake.enter(now, bounds) {
-            Ok((Some(place), wait)) => {
-                self.state = State::Waits(limit, place);
-                return Ok(wait);
-            }
-            Ok((None, _)) if stakes.len() == 1 || self.take_others(stakes, limit, now).is_ok() => {
-                self.state = State::Granted;
-                return Ok(0);
-            }
-            // Somebody gave back or took by hand in between: it comes too late for both.
-            Ok((None, _)) => stake.refusal(Denied::Wait(1)),
-            Err(Denial::Full(wait)) => stake.refusal(Denied::Wait(wait)).of_kind(RejectionKind::QueueFull),
-            Err(Denial::Limited(denied)) => stake.refusal(denied),
-        };
-        Err((limit, refusal))
+        self.state = place.map_or(State::Granted(now), |place| State::Waits(limit, place));
+        Ok(wait)
+    }
+}
+
+fn of<'a>(stakes: &'a Stakes<'_>, limit: usize) -> &'a dyn Stake {
+    stakes[limit].expect("a key function says the same of a call whenever it is asked")
+}
+
+fn refusal(stake: &dyn Stake, denial: Denial) -> Refusal {
+    match denial {
+        Denial::Full(wait) => stake.refusal(Denied::Wait(wait)).of_kind(RejectionKind::QueueFull),
+        Denial::Limited(denied) => stake.refusal(denied),
+    }
+}
+
+/// The refusal of a call that has waited.
+fn in_vain(stake: &dyn Stake, denial: Denial) -> Refusal {
+    stake.count(Count::TimedOut);
+    stake.count(Count::Refused);
+    let refusal = refusal(stake, denial);
+    match refusal.kind {
+        RejectionKind::RateLimited => refusal.of_kind(RejectionKind::QueueTimeout),
+        _ => refusal,
     }
 }

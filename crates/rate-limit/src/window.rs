@@ -201,9 +201,16 @@ impl Frame {
         [number, count.saturating_add(n)]
     }
 
-    pub(crate) fn refund(&self, state: State, now: u64, n: u64) -> State {
+    /// Gives back what was taken at `since`: if that was in a window that is over, it is over with it.
+    pub(crate) fn refund(&self, state: State, now: u64, n: u64, since: u64) -> State {
         let ([number, count], _) = self.roll(state, now);
-        [number, count.saturating_sub(n)]
+        let taken_here = self.place(since, 0).0 >= number;
+        [number, if taken_here { count.saturating_sub(n) } else { count }]
+    }
+
+    /// Whether both have the same windows, and `other` allows no less.
+    pub(crate) fn is_alongside(&self, other: &Self) -> bool {
+        (self.window, self.lead) == (other.window, other.lead) && self.limit <= other.limit
     }
 }
 
@@ -291,9 +298,15 @@ impl Sliding {
         at.state(at.count.saturating_add(n))
     }
 
-    pub(crate) fn refund(&self, state: State, now: u64, n: u64) -> State {
-        let at = self.roll(state, now);
-        at.state(at.count.saturating_sub(n))
+    /// Gives back what was taken at `since`, in the window where it was taken.
+    pub(crate) fn refund(&self, state: State, now: u64, n: u64, since: u64) -> State {
+        let mut at = self.roll(state, now);
+        match at.number.saturating_sub(self.0.place(since, 0).0) {
+            0 => at.count = at.count.saturating_sub(n),
+            1 => at.last = at.last.saturating_sub(n),
+            _ => {}
+        }
+        at.state(at.count)
     }
 }
 

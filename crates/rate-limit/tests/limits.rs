@@ -189,12 +189,31 @@ async fn a_cost_above_the_burst_is_refused_for_ever() {
     assert_eq!(limiter.stats_of(&()).remaining, 10);
 }
 
+/// The word of the definition: `max(TAT, now) + T - L - now`, whatever time `now` is.
 #[tokio::test(start_paused = true)]
-async fn a_time_that_has_passed_reads_as_now() {
+async fn a_time_that_has_passed_is_taken_as_it_is() {
     let limiter = RateLimiter::new(Quota::per_second(1));
     let before = Instant::now();
     advance(MINUTE).await;
     assert!(limiter.try_acquire(&(), 1).is_ok());
     let refusal = limiter.try_acquire_at(&(), 1, before).unwrap_err();
-    assert_eq!(refusal.retry_after(), RetryAfter::After(Duration::from_secs(1)));
+    assert_eq!(refusal.retry_after(), RetryAfter::After(MINUTE + Duration::from_secs(1)));
+    let then = limiter.stats_of_at(&(), before);
+    assert_eq!((then.remaining, then.reset_after), (0, MINUTE + Duration::from_secs(1)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_time_that_is_to_come_reads_as_now() {
+    let limiter: RateLimiter<u32> = RateLimiter::keyed(Limit::from(Quota::per_hour(1)).max_keys(3));
+    let later = Instant::now() + 2 * 60 * MINUTE;
+    for key in 0..3 {
+        assert!(limiter.try_acquire(&key, 1).is_ok());
+    }
+    limiter.hold(&0, MINUTE);
+    for key in 0..4 {
+        assert!(
+            limiter.try_acquire_at(&key, 1, later).is_err(),
+            "{key}: no live key is forgotten, no hold, no wait"
+        );
+    }
 }

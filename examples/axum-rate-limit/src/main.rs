@@ -41,7 +41,8 @@ async fn serve(listener: TcpListener) -> Result<(), BoxError> {
 
 /// Two routes, one limit: 6 a minute from each address, 2 of them at once.
 fn router(limiter: &RateLimiter<IpAddr>) -> Router {
-    // The peer's own address: a header that says otherwise could be anybody's.
+    // The peer's own address: a header that says otherwise could be anybody's. One that speaks IPv6 has many: a public
+    // server takes the first 64 bits. Without connection info there is no key, and no limit: main serves with it.
     let rule = limiter.rule().by(|request: &Request| {
         let ConnectInfo(peer) = request.extensions().get::<ConnectInfo<SocketAddr>>()?;
         Some(peer.ip())

@@ -17,7 +17,10 @@ use bartizan_rate_limit::{
 use bartizan_tests::vectors::{Adapter, Answer, Fields, Step, settle};
 use http::HeaderMap;
 use serde_json::{Map, Value, json};
-use tokio::{task::AbortHandle, time::Instant};
+use tokio::{
+    task::AbortHandle,
+    time::{Instant, advance},
+};
 use tower::{Layer, Service, ServiceExt, service_fn};
 
 /// What is called.
@@ -41,10 +44,10 @@ impl Named {
     }
 
     /// Available, remaining, nanoseconds until it is full.
-    fn level(&self, call: &Call) -> (i64, u64, u64) {
+    fn level(&self, call: &Call, at: Instant) -> (i64, u64, u64) {
         let stats = match (&self.plain, &call.key) {
-            (Some(plain), None) => plain.stats_of(&()),
-            _ => self.keyed.stats_of(&self.key(call)),
+            (Some(plain), None) => plain.stats_of_at(&(), at),
+            _ => self.keyed.stats_of_at(&self.key(call), at),
         };
         (stats.available, stats.remaining, nanos(stats.reset_after))
     }
@@ -165,6 +168,14 @@ impl RateLimit {
         self.limits.as_deref().ok_or_else(|| "the configuration was refused".to_owned())
     }
 
+    /// The step's time, which the clock is past if it goes back.
+    fn at(&self, step: &Step) -> Instant {
+        match step.back {
+            true => self.base + Duration::from_nanos(step.t.unwrap_or_default()),
+            false => Instant::now(),
+        }
+    }
+
     fn since_base(&self, at: Instant) -> u64 {
         nanos(at.saturating_duration_since(self.base))
     }
@@ -175,9 +186,10 @@ impl RateLimit {
         Ok(Call { key, n: count(step, "n")?.unwrap_or(1) })
     }
 
-    fn level(&self, call: &Call) -> Result<Value, String> {
+    fn level(&self, step: &Step, call: &Call) -> Result<Value, String> {
+        let at = self.at(step);
         let (mut available, mut remaining, mut reset) = (i64::MAX, u64::MAX, 0);
-        for level in self.limits()?.iter().map(|limit| limit.level(call)) {
+        for level in self.limits()?.iter().map(|limit| limit.level(call, at)) {
             available = available.min(level.0);
             remaining = remaining.min(level.1);
             reset = reset.max(level.2);
@@ -188,7 +200,7 @@ impl RateLimit {
     async fn acquire(&self, step: &Step, call: &Call) -> Result<Value, String> {
         let result = match self.limits()? {
             [one] if step.back => {
-                let at = self.base + Duration::from_nanos(step.t.unwrap_or_default());
+                let at = self.at(step);
                 let taken = match (&one.plain, &call.key) {
                     (Some(plain), None) => plain.try_acquire_at(&(), call.n, at),
                     _ => one.keyed.try_acquire_at(&one.key(call), call.n, at),
@@ -207,7 +219,7 @@ impl RateLimit {
             }
             several => all_of(several).layer(service_fn(inner)).oneshot(call.clone()).await,
         };
-        Ok(join(outcome(&result), self.level(call)?))
+        Ok(join(outcome(&result), self.level(step, call)?))
     }
 
     async fn enqueue(&mut self, step: &Step, call: Call) -> Result<Value, String> {
@@ -264,13 +276,16 @@ impl RateLimit {
 
     /// Which keys may be dropped: as many remain as the limiter says, once it has dropped them.
     fn sweep(&self) -> Result<Value, String> {
-        let [one] = self.limits()? else { return Err("a sweep of several limits".to_owned()) };
-        let fresh = |key: &&String| one.keyed.stats_of(key.as_str()).reset_after.is_zero();
-        let droppable: Vec<_> = self.keys.iter().filter(fresh).collect();
-        let (kept, expected) = (one.keyed.stats().keys, self.keys.len() - droppable.len());
-        if kept != expected {
-            return Err(format!("{kept} keys are kept and {expected} are not fresh"));
+        let each = || self.limits.iter().flatten().filter(|limit| !limit.global);
+        let fresh = |one: &Named, key: &str| one.keyed.stats_of(key).reset_after.is_zero();
+        for one in each() {
+            let (kept, expected) =
+                (one.keyed.stats().keys, self.keys.iter().filter(|key| !fresh(one, key)).count());
+            if kept != expected {
+                return Err(format!("{kept} keys are kept and {expected} are not fresh"));
+            }
         }
+        let droppable: Vec<_> = self.keys.iter().filter(|key| each().all(|one| fresh(one, key))).collect();
         Ok(json!({"droppable": droppable}))
     }
 
@@ -283,11 +298,11 @@ impl RateLimit {
                 _ => limit.keyed.settle(&limit.key(call), reserved, actual),
             }
         }
-        self.level(call)
+        self.level(step, call)
     }
 
     /// Draws arrivals from the generator of RL-12 and hashes what is decided.
-    fn property(&self, step: &Step) -> Result<Value, String> {
+    async fn property(&self, step: &Step) -> Result<Value, String> {
         let need = |key: &str| count(step, key)?.ok_or_else(|| format!("{key} is missing"));
         let (mut x, arrivals) = (need("seed")?, need("arrivals")?);
         let (gap_mod, weight_mod) = (need("gap_mod")?, need("weight_mod")?);
@@ -303,9 +318,11 @@ impl RateLimit {
         let (mut t, mut admitted, mut denied, mut hash) =
             (step.t.unwrap_or_default(), 0, 0, 0xcbf2_9ce4_8422_2325_u64);
         for _ in 0..arrivals {
-            t += next() % gap_mod;
+            let gap = next() % gap_mod;
+            t += gap;
+            advance(Duration::from_nanos(gap)).await;
             let n = 1 + next() % weight_mod;
-            let taken = limiter.try_acquire_at(&(), n, self.base + Duration::from_nanos(t)).is_ok();
+            let taken = limiter.try_acquire(&(), n).is_ok();
             hash = (hash ^ u64::from(taken)).wrapping_mul(0x100_0000_01b3);
             if taken { admitted += n } else { denied += 1 }
         }
@@ -436,7 +453,7 @@ impl Adapter for RateLimit {
             }
             "peek" => {
                 let call = self.call(step)?;
-                self.level(&call)?
+                self.level(step, &call)?
             }
             "settle" => {
                 let call = self.call(step)?;
@@ -457,7 +474,7 @@ impl Adapter for RateLimit {
             }
             "min_gap" => self.min_gap(step)?,
             "sweep" => self.sweep()?,
-            "property" => self.property(step)?,
+            "property" => self.property(step).await?,
             "retry_after_header" => {
                 let wait = Duration::from_nanos(count(step, "retry_after")?.ok_or("retry_after is missing")?);
                 let mut map = HeaderMap::new();

@@ -42,7 +42,7 @@ fn a_refund_is_granted_once() {
             let cell = cell.clone();
             thread::spawn(move || {
                 for _ in 0..2 {
-                    cell.update(0, |state, now| Ok((policy.refund(state, now, 1), ()))).unwrap();
+                    cell.update(0, |state, now| Ok((policy.refund(state, now, 1, 0), ()))).unwrap();
                 }
             })
         };

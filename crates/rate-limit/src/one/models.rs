@@ -20,12 +20,20 @@ use crate::{
     queue::{Fate, Place},
 };
 
+fn take(one: &One, now: u64, n: u64) -> Result<(), Denied> {
+    one.take_at(now, now, n)
+}
+
 /// A permit's time. A timer counts milliseconds, so this is many of them.
 const PERMIT: u64 = 10_000_000;
 
 /// One permit each so often, and no more at once than `burst`.
 fn quota(permit: u64, burst: u64) -> Policy {
     Policy::Gcra(Gcra::new(1, permit, burst).unwrap())
+}
+
+fn detail() -> Arc<Exceeded> {
+    Arc::new(Exceeded { limit: "default".into(), capacity: 1 })
 }
 
 /// All interleavings in which no thread is preempted more than three times.
@@ -108,7 +116,7 @@ fn finish(one: &One, mut now: u64, mut calls: Vec<Call>) -> u64 {
 fn whoever_stood_behind_a_head_that_went_has_its_turn() {
     model(|| {
         let one = loom::sync::Arc::new(One::new(quota(PERMIT, 2)));
-        assert_eq!(one.take(0, 2), Ok(()));
+        assert_eq!(take(&one, 0, 2), Ok(()));
         let head = Call::enter(&one, 0, 2).unwrap();
         let mut behind = Call::enter(&one, 0, 1).unwrap();
         let leaves = thread::spawn({
@@ -119,11 +127,11 @@ fn whoever_stood_behind_a_head_that_went_has_its_turn() {
             let one = one.clone();
             move || (!behind.poll(&one, 0)).then_some(behind)
         });
-        assert!(one.take(PERMIT, 1).is_err(), "a permit is there, and two who wait");
+        assert!(take(&one, PERMIT, 1).is_err(), "a permit is there, and two who wait");
         leaves.join().unwrap();
         let behind = looks.join().unwrap();
         assert!(finish(&one, 2, behind.into_iter().collect()) <= PERMIT, "too late");
-        assert!(one.take(PERMIT, 1).is_err(), "one permit, and one alone");
+        assert!(take(&one, PERMIT, 1).is_err(), "one permit, and one alone");
     });
 }
 
@@ -139,7 +147,7 @@ fn a_call_that_waits_and_one_that_does_not_race_for_a_permit() {
                 (!call.poll(&one, 1)).then_some(call)
             }
         });
-        let taken = [one.take(0, 1), one.take(2, 1)];
+        let taken = [take(&one, 0, 1), take(&one, 2, 1)];
         let waits = waits.join().unwrap();
         let at_once = taken.iter().filter(|taken| taken.is_ok()).count();
         match waits {
@@ -149,7 +157,7 @@ fn a_call_that_waits_and_one_that_does_not_race_for_a_permit() {
             }
             None => assert_eq!(at_once, 0, "one permit"),
         }
-        assert!(one.take(PERMIT, 1).is_ok() || at_once == 1);
+        assert!(take(&one, PERMIT, 1).is_ok() || at_once == 1);
     });
 }
 
@@ -158,7 +166,7 @@ fn a_call_that_waits_and_one_that_does_not_race_for_a_permit() {
 fn permits_that_were_granted_and_not_used_go_to_the_next() {
     model(|| {
         let one = loom::sync::Arc::new(One::new(quota(PERMIT, 1)));
-        assert_eq!(one.take(0, 1), Ok(()));
+        assert_eq!(take(&one, 0, 1), Ok(()));
         let head = Call::enter(&one, 0, 1).unwrap();
         let mut behind = Call::enter(&one, 0, 1).unwrap();
         let leaves = thread::spawn({
@@ -171,7 +179,7 @@ fn permits_that_were_granted_and_not_used_go_to_the_next() {
         if !granted {
             assert_eq!(finish(&one, PERMIT, vec![behind]), PERMIT);
         }
-        assert!(one.take(PERMIT, 1).is_err(), "one permit, and one alone");
+        assert!(take(&one, PERMIT, 1).is_err(), "one permit, and one alone");
     });
 }
 
@@ -183,13 +191,13 @@ fn a_take_never_sees_a_quota_that_is_gone() {
         let one = loom::sync::Arc::new(One::new(quota(PERMIT, 1)));
         let changes = thread::spawn({
             let one = one.clone();
-            move || one.set_policy(quota(PERMIT, 2), 0)
+            move || one.set_policy(quota(PERMIT, 2), detail(), 0)
         });
         let takes = thread::spawn({
             let one = one.clone();
-            move || one.take(0, 1)
+            move || take(&one, 0, 1)
         });
-        let taken = [one.take(0, 1), one.take(0, 1)];
+        let taken = [take(&one, 0, 1), take(&one, 0, 1)];
         let taken = [taken[0], taken[1], takes.join().unwrap()];
         changes.join().unwrap();
         let admitted = taken.iter().filter(|taken| taken.is_ok()).count();
@@ -208,11 +216,11 @@ fn a_take_never_sees_a_quota_that_is_gone() {
 fn a_faster_quota_is_for_those_who_wait_already() {
     model(|| {
         let one = loom::sync::Arc::new(One::new(quota(PERMIT, 1)));
-        assert_eq!(one.take(0, 1), Ok(()));
+        assert_eq!(take(&one, 0, 1), Ok(()));
         let mut call = Call::enter(&one, 0, 1).unwrap();
         let changes = thread::spawn({
             let one = one.clone();
-            move || one.set_policy(quota(PERMIT / 2, 1), 0)
+            move || one.set_policy(quota(PERMIT / 2, 1), detail(), 0)
         });
         assert!(!call.poll(&one, 0), "there is no permit yet");
         changes.join().unwrap();

@@ -55,6 +55,10 @@ const OPS: [Op; 9] = [
 ];
 const PERMIT: u64 = 5 * TICK;
 
+fn wish(cost: u64, max_wait: u64) -> Wish {
+    Wish { cost, max_wait, joint: false, number: None }
+}
+
 struct World {
     terms: Terms,
     state: State,
@@ -72,9 +76,8 @@ impl World {
     }
 
     fn advance(&mut self) {
-        let (terms, state, mut wake) = (self.terms, &mut self.state, Vec::new());
-        let take = |at, n| terms.take(*state, at, n).map(|next| *state = next);
-        self.queue.advance(take, self.now, &mut wake);
+        let mut wake = Vec::new();
+        self.queue.advance(&self.terms, &mut Home::Plain(&mut self.state), self.now, &mut wake);
         wake.into_iter().for_each(Waker::wake);
     }
 
@@ -102,7 +105,8 @@ impl World {
         match op {
             Op::Join(cost) => {
                 self.advance();
-                let (place, at) = self.queue.join(&self.terms, self.state, self.now, cost, u64::MAX).unwrap();
+                let (place, at) =
+                    self.queue.join(&self.terms, self.state, self.now, wish(cost, u64::MAX)).unwrap();
                 self.tasks.push(Task {
                     place: Some(place),
                     woken: Arc::default(),
@@ -117,7 +121,7 @@ impl World {
             Op::Drop(n) if n < self.tasks.len() => {
                 if let Some(place) = self.tasks[n].place.take() {
                     if !self.queue.leave(&place) {
-                        self.state = self.terms.policy.refund(self.state, self.now, 1);
+                        self.state = self.terms.policy.refund(self.state, self.now, 1, self.now);
                         self.queue.reckon(&self.terms, self.state, self.now, &mut Vec::new());
                     }
                     self.advance();
@@ -198,7 +202,7 @@ fn a_wait_that_is_just_long_enough_is_accepted() {
     let mut world = World::new();
     world.act(Op::Join(2));
     let at = |world: &mut World, max_wait| {
-        world.queue.join(&world.terms, world.state, world.now, 1, max_wait).map(|(_, at)| at)
+        world.queue.join(&world.terms, world.state, world.now, wish(1, max_wait)).map(|(_, at)| at)
     };
     assert_eq!(at(&mut world, PERMIT - 1), Err(Denied::Wait(PERMIT)));
     assert_eq!(at(&mut world, PERMIT), Ok(PERMIT));
@@ -210,12 +214,12 @@ fn debt_tells_those_whom_it_dooms() {
     let mut world = World::new();
     world.act(Op::Join(2));
     let join = |world: &mut World, max_wait| {
-        world.queue.join(&world.terms, world.state, world.now, 1, max_wait).unwrap().0
+        world.queue.join(&world.terms, world.state, world.now, wish(1, max_wait)).unwrap().0
     };
     let (soon, late) = (join(&mut world, 2 * PERMIT), join(&mut world, 9 * PERMIT));
     world.state = world.terms.policy.charge(world.state, 0, 4);
     world.queue.reckon(&world.terms, world.state, 0, &mut Vec::new());
-    assert_eq!(soon.fate(), Fate::Doomed(5 * PERMIT));
+    assert_eq!(soon.fate(), Fate::Doomed(Denied::Wait(5 * PERMIT)));
     assert_eq!(late.fate(), Fate::Waiting);
     assert_eq!(world.queue.len(), 1);
 }

@@ -94,7 +94,7 @@ proptest! {
             state = match op {
                 0 => policy.take(state, now, n).unwrap_or(state),
                 1 => policy.charge(state, now, n),
-                _ => policy.refund(state, now, n),
+                _ => policy.refund(state, now, n, now),
             };
             let level = policy.level(state, now);
             prop_assert!(level.available <= i64::try_from(limit).unwrap());
