@@ -5,13 +5,14 @@ use std::{
 };
 
 use bartizan_core::{BoxError, Extent};
-use tokio::time::{Instant, Sleep};
+use tokio::time::Sleep;
 use tower_service::Service;
 
 use crate::{
     RateLimit, RateLimiter, ResponseFuture, Rule,
     account::Bounds,
     after::{After, From, Taken},
+    clock,
     key::{CostOf, Unkeyed},
     policy::Denied,
     service::Held,
@@ -57,7 +58,7 @@ impl Permit {
     fn spend(&mut self, cost: u64) -> Result<(), Denied> {
         let Self { limiter, ticket } = self;
         if cost != 1 {
-            let now = limiter.nanos(Instant::now());
+            let now = limiter.nanos(clock::now());
             limiter.with(&limiter.ask(&()), now, |account| account.charge_rest(now, cost))??;
         }
         claim(limiter, |stakes| ticket.spend(stakes));

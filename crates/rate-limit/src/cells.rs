@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use crate::{
     Ask, Exceeded, RateLimiter, StoredKey,
     account::{Account, lock},
+    clock,
     error::Refusal,
     keyed::{Asked, Keyed},
     one::One,
@@ -147,7 +148,7 @@ impl<K: Hash + Eq> RateLimiter<K> {
         K: Borrow<Q>,
         Q: Eq + ToOwned<Owned = K> + ?Sized,
     {
-        let now = self.nanos(Instant::now());
+        let now = self.nanos(clock::now());
         // Only a key that is full again and for which there is no room any more is out of reach.
         let _ = self.with(asked, now, |account| account.settle(now, reserved, actual, since.unwrap_or(now)));
         if actual < reserved {
@@ -231,7 +232,7 @@ impl<K: Hash + Eq> RateLimiter<K> {
         Q: Eq + ToOwned<Owned = K> + ?Sized,
     {
         let text = self.0.link.get().expect("a layer that asks a store attaches its limits").text;
-        let now = self.nanos(Instant::now());
+        let now = self.nanos(clock::now());
         let measure = self.see(asked, now, now).terms.policy.measure();
         Ask { limit: self.detail(asked), key: text(&asked.key.to_owned()), measure, cost }
     }

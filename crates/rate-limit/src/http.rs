@@ -10,6 +10,7 @@ use crate::{
     RateLimitLayer,
     after::Charge,
     cells::Seen,
+    clock,
     error::Refusal,
     rules::{Claims, Refused, Rules, RulesFor, Source, admit_kept, with_claims},
     stake::{Asking, Stakes},
@@ -186,7 +187,7 @@ fn seconds(nanos: u64) -> u64 {
 const MOST: u64 = 999_999_999_999_999;
 
 fn write(stakes: &Stakes<'_>, legacy: bool) -> HeaderMap {
-    let now = Instant::now();
+    let now = clock::now();
     let (mut policies, mut limits) = (String::new(), String::new());
     let mut least: Option<Report> = None;
     for stake in stakes.iter().flatten() {

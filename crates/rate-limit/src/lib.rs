@@ -16,6 +16,7 @@ mod account;
 mod after;
 mod backpressure;
 mod cells;
+mod clock;
 mod counters;
 mod error;
 mod future;

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use crate::{
     Exceeded, KeyStats, Limit, Rule, Stats,
     cells::{Cells, Seen, Shared},
+    clock,
     keyed::Keyed,
     one::One,
     part::Own,
@@ -71,7 +72,7 @@ impl<K> RateLimiter<K> {
         Self(Arc::new(Shared {
             detail: Arc::new(Exceeded { limit: name, capacity: policy.capacity() }),
             policy,
-            birth: Instant::now(),
+            birth: clock::now(),
             cells,
             gated,
             link: OnceLock::new(),
@@ -123,7 +124,7 @@ impl<K: Hash + Eq> RateLimiter<K> {
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
-        let (asked, now) = (self.ask(key), self.nanos(Instant::now()));
+        let (asked, now) = (self.ask(key), self.nanos(clock::now()));
         let at = at.map_or(now, |at| self.nanos(at).min(now));
         self.take(&asked, now, at, n).map_err(|denied| self.refusal(&asked, denied).into())
     }
@@ -159,7 +160,7 @@ impl<K: Hash + Eq> RateLimiter<K> {
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
-        let now = self.nanos(Instant::now());
+        let now = self.nanos(clock::now());
         let until = now.saturating_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
         let _ = self.with(&self.ask(key), now, |account| account.hold(now, until));
     }
@@ -170,7 +171,7 @@ impl<K: Hash + Eq> RateLimiter<K> {
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
-        let now = self.nanos(Instant::now());
+        let now = self.nanos(clock::now());
         let _ = self.with(&self.ask(key), now, |account| account.release(now));
     }
 
@@ -180,7 +181,7 @@ impl<K: Hash + Eq> RateLimiter<K> {
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
-        self.stats_of_at(key, Instant::now())
+        self.stats_of_at(key, clock::now())
     }
 
     /// [`stats_of`](Self::stats_of) for a caller who goes by the time `at`, as [`try_acquire_at`](Self::try_acquire_at).
@@ -189,7 +190,7 @@ impl<K: Hash + Eq> RateLimiter<K> {
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
-        let now = self.nanos(Instant::now());
+        let now = self.nanos(clock::now());
         let asked = self.ask(key);
         let Seen { terms, level, queued, .. } = self.see(&asked, now, self.nanos(at).min(now));
         let [admitted, refused, timed_out] = match &self.0.cells {
@@ -203,7 +204,7 @@ impl<K: Hash + Eq> RateLimiter<K> {
 
     /// What has passed and what is remembered now.
     pub fn stats(&self) -> Stats {
-        let now = self.nanos(Instant::now());
+        let now = self.nanos(clock::now());
         let (queued, keys) = match &self.0.cells {
             Cells::One(one) => {
                 let used = one.with(now, |account| {
@@ -230,7 +231,7 @@ impl<K: Hash + Eq> RateLimiter<K> {
     ///
     /// Own limits are remembered until [`reset_quota`](Self::reset_quota), and do not count as keys.
     pub fn set_quota(&self, key: K, limit: impl Into<Limit>) {
-        let now = Instant::now();
+        let now = clock::now();
         let age = now.saturating_duration_since(self.0.birth);
         let policy = limit.into().measure.policy(age);
         let detail = Exceeded { limit: self.0.detail.limit.clone(), capacity: policy.capacity() };
@@ -239,7 +240,7 @@ impl<K: Hash + Eq> RateLimiter<K> {
 
     /// Gives `key` the limiter's own limit again.
     pub fn reset_quota(&self, key: K) {
-        self.change(key, None, Instant::now());
+        self.change(key, None, clock::now());
     }
 
     fn change(&self, key: K, own: Option<Own>, now: Instant) {

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use crate::{
     Rule, StoredKey,
     after::{After, Charge, Every, From, Taken},
+    clock,
     error::Refusal,
     key::{CostOf, KeyOf},
     stake::{Asking, MOST, Stake, Stakes, admit_all},
@@ -62,7 +63,7 @@ where
     R: RulesFor<Req, Res>,
 {
     // A key function that panics does so before anything is taken.
-    let now = Instant::now();
+    let now = clock::now();
     let charge = rules.charge(kept, request, Source { from: From::Here, since: now });
     with_claims(rules, kept, request, |stakes| admit_all(stakes, now)).map_err(Refused)?;
     Ok(charge)
@@ -177,7 +178,7 @@ where
         let Some(key) = self.key.key(&kept, request) else { return Ok(None) };
         let cost = self.cost.cost_of(request);
         let asked = self.limiter.ask(key);
-        let now = self.limiter.nanos(Instant::now());
+        let now = self.limiter.nanos(clock::now());
         match self.limiter.take(&asked, now, now, cost) {
             Ok(()) => {
                 let taken = Taken { cost, from: From::Here, at: now };

@@ -15,6 +15,7 @@ use tower_service::Service;
 use crate::{
     Ask, OnStoreError, RateLimit, RateLimitLayer, Reject, ResponseFuture, Store, StoreError, Verdict,
     after::From,
+    clock,
     policy::Denied,
     rules::{Attach, Rules, RulesFor, Source, with_claims},
     service::Held,
@@ -84,7 +85,7 @@ where
             store,
             asks: Arc::default(),
             from: From::Nowhere,
-            since: Instant::now(),
+            since: clock::now(),
         };
         let (taking, passed) = match asked {
             Err(refusal) => {
@@ -106,7 +107,7 @@ where
 
 /// What a call asks, unless one of its keys is held.
 fn asks(stakes: &Stakes<'_>) -> Result<Vec<Ask>, crate::error::Refusal> {
-    let now = Instant::now();
+    let now = clock::now();
     let held = stakes.iter().flatten().filter_map(|stake| Some((stake.held(now)?, stake)));
     if let Some((wait, stake)) = held.max_by_key(|(wait, _)| *wait) {
         stake.count(Count::Refused);
@@ -200,7 +201,7 @@ struct Permits<Req, R: Rules<Req>, St: Store> {
 impl<Req, R: Rules<Req>, St: Store> Permits<Req, R, St> {
     /// What the store's answer, or its silence, means for the call.
     fn decide(&mut self, answer: Result<Verdict, Cause>, on_error: OnStoreError) -> Result<(), Rejected> {
-        self.since = Instant::now();
+        self.since = clock::now();
         let cause = match answer {
             Ok(Verdict::Admitted) => {
                 self.from = From::Store;

@@ -10,6 +10,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::{
     account::{Bounds, Denial},
+    clock,
     error::Refusal,
     policy::Denied,
     queue::{Fate, LAST, Place},
@@ -46,7 +47,7 @@ enum State {
 impl Ticket {
     /// Takes what the call costs, or takes a place.
     pub(crate) fn new(stakes: &Stakes<'_>, bounds: Bounds) -> Result<Self, Refusal> {
-        let now = Instant::now();
+        let now = clock::now();
         let deadline = now.checked_add(Duration::from_nanos(bounds.max_wait));
         let mut ticket = Self { state: State::Over, bounds, deadline, wait: 0 };
         match ticket.enter(stakes, now) {
@@ -67,7 +68,7 @@ impl Ticket {
         mut sleep: Pin<&mut Option<Sleep>>,
     ) -> Poll<Result<(), Refusal>> {
         while let State::Waits(limit, place) = &self.state {
-            let (now, stake) = (Instant::now(), of(stakes, *limit));
+            let (now, stake) = (clock::now(), of(stakes, *limit));
             match stake.attend(now, place, cx.waker()) {
                 Err(at) => {
                     match sleep.as_mut().as_pin_mut() {
@@ -118,7 +119,7 @@ impl Ticket {
     /// The call is not made.
     pub(crate) fn leave(&mut self, stakes: &Stakes<'_>) {
         match std::mem::replace(&mut self.state, State::Over) {
-            State::Waits(limit, place) => of(stakes, limit).withdraw(Instant::now(), &place),
+            State::Waits(limit, place) => of(stakes, limit).withdraw(clock::now(), &place),
             State::Granted(since) => stakes.iter().flatten().for_each(|stake| stake.give_back(since)),
             State::Over => {}
         }
