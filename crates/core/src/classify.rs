@@ -27,7 +27,8 @@ pub enum Class {
 
 /// Every error is a failure and every response a success.
 ///
-/// A [`Rejected`] is ignored: another layer refused, so the service was not even asked.
+/// A [`Rejected`] counts as it says itself ([`Rejected::class`]): mostly it is ignored, since another layer refused and the
+/// service was not even asked.
 ///
 /// ```
 /// use bartizan_core::{Class, Classify, Rejected, RejectionKind, RetryAfter, errors};
@@ -90,7 +91,7 @@ where
 
 pub(crate) fn of_error(error: &(dyn Error + 'static)) -> Class {
     match Rejected::find(error) {
-        Some(_) => Class::Ignore,
+        Some(rejected) => rejected.class(),
         None => Class::Failure(RetryAfter::Unknown),
     }
 }
