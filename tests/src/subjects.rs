@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::Subject;
 
+mod circuit_breaker;
 mod rate_limit;
 mod tower;
 
@@ -14,5 +15,8 @@ pub fn subjects() -> Vec<Arc<dyn Subject>> {
         Arc::new(tower::Timeout),
         Arc::new(rate_limit::Rejecting),
         Arc::new(rate_limit::Queueing),
+        Arc::new(circuit_breaker::Refusing),
+        Arc::new(circuit_breaker::Keyed),
+        Arc::new(circuit_breaker::Waiting),
     ]
 }

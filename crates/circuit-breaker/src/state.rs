@@ -80,13 +80,14 @@ impl Word {
         (self.0 >> PROBES_AT) as u32 & MOST
     }
 
+    #[cfg(test)]
     pub(crate) fn successes(self) -> u32 {
         (self.0 >> SUCCESSES_AT) as u32 & MOST
     }
 
-    /// Whether this was published in the generation of that number.
-    pub(crate) fn is_of(self, generation: u64) -> bool {
-        self.0 >> GENERATION_AT == generation << GENERATION_AT >> GENERATION_AT
+    /// How many generations before the one of that number this was published.
+    pub(crate) fn age(self, generation: u64) -> u64 {
+        generation.wrapping_sub(self.0 >> GENERATION_AT) << GENERATION_AT >> GENERATION_AT
     }
 }
 
@@ -102,7 +103,7 @@ mod tests {
                     let word = Word::new(state, generation, counted, probes, successes);
                     assert_eq!((word.state(), word.counts_successes()), (state, counted));
                     assert_eq!((word.probes(), word.successes()), (probes, successes));
-                    assert!(word.is_of(generation) && !word.is_of(generation.wrapping_add(1)));
+                    assert_eq!((word.age(generation), word.age(generation.wrapping_add(3))), (0, 3));
                 }
             }
         }
