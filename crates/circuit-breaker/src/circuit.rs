@@ -7,6 +7,8 @@
 
 #[cfg(loom)]
 use loom::sync::{Mutex, MutexGuard, atomic::AtomicU64};
+#[cfg(not(loom))]
+use std::sync::{Mutex, MutexGuard, atomic::AtomicU64};
 use std::{
     collections::hash_map::RandomState,
     hash::BuildHasher,
@@ -15,8 +17,6 @@ use std::{
     task::Waker,
     time::Duration,
 };
-#[cfg(not(loom))]
-use std::sync::{Mutex, MutexGuard, atomic::AtomicU64};
 
 use bartizan_core::RetryAfter;
 use tokio::{sync::watch, time::Instant};
@@ -57,10 +57,7 @@ impl Circuit {
         let used = lock_pool().pop();
         match used {
             Some((circuit, first)) => {
-                let mut inner = circuit.lock();
-                *inner = Inner::new(Machine::new(settings, first, seed));
-                circuit.word.store(inner.machine.word().0, Relaxed);
-                drop(inner);
+                circuit.begin(Machine::new(settings, first, seed));
                 circuit
             }
             None => Box::leak(Box::new(Self::first(settings, seed))),
@@ -70,6 +67,16 @@ impl Circuit {
     fn first(settings: Arc<Settings>, seed: u64) -> Self {
         let machine = Machine::new(settings, 0, seed);
         Self { word: AtomicU64::new(machine.word().0), inner: Mutex::new(Inner::new(machine)) }
+    }
+
+    /// Serves the next breaker.
+    fn begin(&self, machine: Machine) {
+        let word = machine.word();
+        let mut inner = self.lock();
+        let old = mem::replace(&mut *inner, Inner::new(machine));
+        self.word.store(word.0, Relaxed);
+        drop(inner);
+        drop(old);
     }
 
     /// The breaker is gone. Nobody but calls under way knows this circuit any more.

@@ -39,7 +39,13 @@ impl<S: Service<Req>, Req, C, E> ResponseFuture<S, Req, C, E> {
         Self { state: Stage::Calling { inner }, permit, classify, extent }
     }
 
-    pub(crate) const fn readying(inner: S, request: Req, permit: Option<Permit>, classify: C, extent: E) -> Self {
+    pub(crate) const fn readying(
+        inner: S,
+        request: Req,
+        permit: Option<Permit>,
+        classify: C,
+        extent: E,
+    ) -> Self {
         Self { state: Stage::Readying { next: Some((inner, request)) }, permit, classify, extent }
     }
 
@@ -62,7 +68,9 @@ where
         let mut this = self.project();
         let state = this.state.as_mut();
         let (result, class) = match this.permit {
-            Some(permit) => ready!(permit.armed(|| run(state, cx).map(|result| judged(result, this.classify)))),
+            Some(permit) => {
+                ready!(permit.armed(|| run(state, cx).map(|result| judged(result, this.classify))))
+            }
             // No breaker watches this call, or refused it.
             None => ready!(run(state, cx).map(|result| (result, Class::Ignore))),
         };
@@ -108,7 +116,10 @@ where
 }
 
 #[inline]
-fn judged<Res>(result: Result<Res, BoxError>, classify: &impl Classify<Res>) -> (Result<Res, BoxError>, Class) {
+fn judged<Res>(
+    result: Result<Res, BoxError>,
+    classify: &impl Classify<Res>,
+) -> (Result<Res, BoxError>, Class) {
     let class = match &result {
         Ok(response) => classify.classify(Ok(response)),
         Err(error) => classify.classify(Err(&**error)),
@@ -123,6 +134,9 @@ impl<S: Service<Req>, Req, C, E> fmt::Debug for ResponseFuture<S, Req, C, E> {
             Stage::Readying { .. } => "readying",
             Stage::Refused { .. } => "refused",
         };
-        f.debug_struct("ResponseFuture").field("stage", &stage).field("permit", &self.permit).finish_non_exhaustive()
+        f.debug_struct("ResponseFuture")
+            .field("stage", &stage)
+            .field("permit", &self.permit)
+            .finish_non_exhaustive()
     }
 }

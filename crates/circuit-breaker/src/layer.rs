@@ -3,7 +3,10 @@ use std::fmt;
 use bartizan_core::UntilResponse;
 use tower_layer::Layer;
 
-use crate::{Break, One, mode::{Backpressure, Refuse}};
+use crate::{
+    Break, One,
+    mode::{Backpressure, Refuse},
+};
 
 /// Refuses calls while a breaker is open. [`CircuitBreaker::layer`](crate::CircuitBreaker::layer) makes one, and
 /// [`CircuitBreakers::by`](crate::CircuitBreakers::by) one that meets a breaker for each key.

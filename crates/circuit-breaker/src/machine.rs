@@ -163,7 +163,9 @@ impl Machine {
             Outcome::Ignored | Outcome::Cancelled => return,
         };
         self.windows.iter_mut().for_each(|window| window.push(failed, took, now));
-        if self.settings.consecutive.is_some_and(|most| self.run >= most) || self.windows.iter().any(Tally::trips) {
+        if self.settings.consecutive.is_some_and(|most| self.run >= most)
+            || self.windows.iter().any(Tally::trips)
+        {
             self.enter(State::Open, now);
         }
     }
@@ -239,9 +241,7 @@ impl Machine {
                 self.tallied.opens += 1;
                 at.saturating_add(self.period()).max(self.not_before)
             }
-            State::HalfOpen => {
-                at.saturating_add(self.settings.probe_timeout.map_or(u64::MAX, nanos))
-            }
+            State::HalfOpen => at.saturating_add(self.settings.probe_timeout.map_or(u64::MAX, nanos)),
             State::Closed => {
                 (self.reopened, self.not_before) = (0, 0);
                 u64::MAX

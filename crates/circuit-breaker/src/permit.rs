@@ -95,7 +95,8 @@ fn outcome(class: Class) -> Outcome {
     }
 }
 
-struct Armed<'a>(&'a mut Permit);
+/// A permit while something of a stranger's runs.
+pub(crate) struct Armed<'a>(pub(crate) &'a mut Permit);
 
 impl Drop for Armed<'_> {
     fn drop(&mut self) {
@@ -122,7 +123,9 @@ impl<C: Classify<Res>, Res> Guard for Answered<C, Res> {
         let Self { permit, classify, .. } = &mut self;
         let class = match ending {
             Ending::Complete => Class::Success,
-            Ending::Failed(error) => permit.armed(|| classify.classify(Err::<&Res, &(dyn Error + 'static)>(error))),
+            Ending::Failed(error) => {
+                permit.armed(|| classify.classify(Err::<&Res, &(dyn Error + 'static)>(error)))
+            }
         };
         permit.finish(class);
     }

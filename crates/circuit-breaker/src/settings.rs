@@ -162,7 +162,8 @@ impl Settings {
         check(self.consecutive != Some(0), InvalidSettings::Consecutive)?;
         check(!self.open_for.is_zero(), InvalidSettings::OpenFor)?;
         check(
-            self.growth.is_none_or(|(factor, most)| factor >= 1.0 && factor.is_finite() && most >= self.open_for),
+            self.growth
+                .is_none_or(|(factor, most)| factor >= 1.0 && factor.is_finite() && most >= self.open_for),
             InvalidSettings::Growth,
         )?;
         check((0.0..=1.0).contains(&self.jitter), InvalidSettings::Jitter)?;
@@ -293,9 +294,13 @@ impl InvalidSettings {
             Self::MinCalls => "min_calls must be at least 1 and at most what the window holds",
             Self::Share => "a window needs a share of failures or slow calls, from 1 to 100 percent",
             Self::OpenFor => "a breaker that opens for no time is never open",
-            Self::Growth => "the open period must grow by a factor of at least 1, to at least its first length",
+            Self::Growth => {
+                "the open period must grow by a factor of at least 1, to at least its first length"
+            }
             Self::Jitter => "jitter must be a share from 0 to 1",
-            Self::Probes => "from 1 to 4,095 probes can be under way at once; with 0 it would never close again",
+            Self::Probes => {
+                "from 1 to 4,095 probes can be under way at once; with 0 it would never close again"
+            }
             Self::Successes => "from 1 to 4,095 successes can be needed to close a breaker",
             Self::ProbeTimeout => "a probe that may take no time can never succeed",
             Self::Keys => "circuit breakers for 0 keys watch nothing",

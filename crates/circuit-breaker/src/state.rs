@@ -98,7 +98,9 @@ mod tests {
     #[test]
     fn a_word_tells_what_it_was_made_of() {
         for state in State::ALL {
-            for (generation, probes, successes) in [(0, 0, 0), (7, 1, 2), (u64::MAX, MOST, MOST), (1 << 35, MOST, 0)] {
+            for (generation, probes, successes) in
+                [(0, 0, 0), (7, 1, 2), (u64::MAX, MOST, MOST), (1 << 35, MOST, 0)]
+            {
                 for counted in [false, true] {
                     let word = Word::new(state, generation, counted, probes, successes);
                     assert_eq!((word.state(), word.counts_successes()), (state, counted));

@@ -161,12 +161,12 @@ pub(super) struct Keyed;
 
 impl Keyed {
     fn by_ref(settings: Settings) -> Handle {
-        let breakers: CircuitBreakers<String> = CircuitBreakers::new(settings).max_keys(256);
+        let breakers: CircuitBreakers<String> = CircuitBreakers::new(settings).max_keys(64);
         Handle::new(move || breakers.by_ref(key).server_errors())
     }
 
     fn by(settings: Settings) -> Handle {
-        let breakers = CircuitBreakers::new(settings).max_keys(256);
+        let breakers = CircuitBreakers::new(settings).max_keys(64);
         Handle::new(move || {
             breakers.by(|request: &Req| key(request).map(ToOwned::to_owned)).server_errors().until_body_end()
         })

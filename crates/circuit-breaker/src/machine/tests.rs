@@ -130,7 +130,11 @@ fn periods_grow_and_vary_within_their_bounds() {
             assert!(call(&mut machine, FAILED, now));
             let wait = wait(machine.admit(now).unwrap_err());
             assert!((least * NS..=least * NS * 3 / 2).contains(&wait), "{wait} after {least}");
-            assert_eq!(machine.look(now).retry_after, RetryAfter::After(Duration::from_nanos(wait)), "asked again");
+            assert_eq!(
+                machine.look(now).retry_after,
+                RetryAfter::After(Duration::from_nanos(wait)),
+                "asked again"
+            );
             seen.insert(wait);
             now += wait;
         }
@@ -180,7 +184,14 @@ const SIZE: usize = 6;
 const LEAST: usize = 4;
 const SHARE: usize = 50;
 
-fn settings(consecutive: Option<u32>, window: bool, slow: bool, probes: u32, successes: u32, timeout: bool) -> Settings {
+fn settings(
+    consecutive: Option<u32>,
+    window: bool,
+    slow: bool,
+    probes: u32,
+    successes: u32,
+    timeout: bool,
+) -> Settings {
     let mut last = Window::of_calls(SIZE as u32).min_calls(LEAST as u32).failures(SHARE as u8);
     if slow {
         last = last.slow(SECOND, SHARE as u8);
@@ -190,7 +201,8 @@ fn settings(consecutive: Option<u32>, window: bool, slow: bool, probes: u32, suc
         (Some(n), false) => Settings::consecutive(n),
         (None, _) => Settings::window(last),
     };
-    let settings = settings.open_for(4 * SECOND).growing(2.0, 10 * SECOND).probes(probes).successes(successes);
+    let settings =
+        settings.open_for(4 * SECOND).growing(2.0, 10 * SECOND).probes(probes).successes(successes);
     settings.probe_timeout(timeout.then_some(3 * SECOND)).count_cancelled_after(2 * SECOND)
 }
 
@@ -249,7 +261,8 @@ impl Model {
             self.change(State::HalfOpen);
             self.mark = self.now;
         }
-        let room = self.probes < self.settings.probes && self.probes + self.successes < self.settings.successes;
+        let room =
+            self.probes < self.settings.probes && self.probes + self.successes < self.settings.successes;
         match self.state {
             State::Closed | State::Disabled => Ok(self.generation),
             State::HalfOpen if room => {
