@@ -8,13 +8,15 @@ use std::{
     time::Duration,
 };
 
-use bartizan_circuit_breaker::{CircuitBreaker, CircuitBreakers, Settings, Window};
+use bartizan_circuit_breaker::{CircuitBreaker, CircuitBreakers, Settings, State, Window};
 use bartizan_core::{BoxError, Rejected, RejectionKind, RetryAfter};
 use bartizan_tests::alloc::{Counted, Counting, allocations, counted};
 use bytes::Bytes;
+use futures_util::{StreamExt, stream};
 use http::{Request, Response};
-use http_body_util::{BodyExt, Full};
-use tower::{Layer, Service, service_fn};
+use http_body::Frame;
+use http_body_util::{BodyExt, Full, StreamBody};
+use tower::{Layer, Service, ServiceExt, service_fn};
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -174,4 +176,70 @@ async fn retry_after_headers_lengthen_the_open_period() {
     let mut service = breaker.layer().server_errors().layer(service_fn(busy));
     assert!(now(service.call(())).is_ok());
     assert_eq!(breaker.stats().retry_after, RetryAfter::After(Duration::from_millis(7500)));
+}
+
+/// A stream: so many chunks, and then its end, or an error, or nothing any more.
+#[derive(Clone, Copy)]
+enum Stream {
+    Ends,
+    BreaksOff,
+    Stalls,
+}
+
+type Streamed = StreamBody<stream::BoxStream<'static, Result<Frame<Bytes>, BoxError>>>;
+
+fn streamed(status: u16, then: Stream) -> Response<Streamed> {
+    let chunk = stream::iter([Ok(Frame::data(Bytes::from_static(b"a chunk")))]);
+    let body = match then {
+        Stream::Ends => chunk.boxed(),
+        Stream::BreaksOff => chunk.chain(stream::iter([Err("it breaks off".into())])).boxed(),
+        Stream::Stalls => chunk.chain(stream::pending()).boxed(),
+    };
+    Response::builder().status(status).body(StreamBody::new(body)).unwrap()
+}
+
+async fn ask(
+    breaker: &CircuitBreaker,
+    status: u16,
+    then: Stream,
+) -> Result<impl http_body::Body<Data = Bytes, Error = BoxError> + Unpin + use<>, BoxError> {
+    let inner = service_fn(move |()| ready(Ok::<_, Infallible>(streamed(status, then))));
+    let service = breaker.layer().server_errors().until_body_end().layer(inner);
+    Ok(service.oneshot(()).await?.into_body())
+}
+
+/// Pitfall 30: a stream that is cut after a good head.
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_breaks_off_is_a_failure() {
+    let breaker = CircuitBreaker::new(Settings::consecutive(2).open_for(SECOND));
+    for state in [State::Closed, State::Open] {
+        let body = ask(&breaker, 200, Stream::BreaksOff).await.unwrap();
+        assert!(body.collect().await.is_err());
+        assert_eq!(breaker.state(), state);
+    }
+    // A probe's place is taken until its stream is over.
+    tokio::time::advance(SECOND).await;
+    let probe = ask(&breaker, 200, Stream::Ends).await.unwrap();
+    assert_eq!((breaker.state(), breaker.stats().probes), (State::HalfOpen, 1));
+    assert!(ask(&breaker, 200, Stream::Ends).await.is_err());
+    assert!(probe.collect().await.is_ok());
+    assert_eq!(breaker.state(), State::Closed);
+}
+
+/// Whoever reads no further has had an answer: nobody failed, however long it took.
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_is_dropped_decides_nothing() {
+    let breaker =
+        CircuitBreaker::new(Settings::consecutive(1).open_for(SECOND).count_cancelled_after(SECOND));
+    let mut body = ask(&breaker, 200, Stream::Stalls).await.unwrap();
+    assert!(body.frame().await.is_some());
+    tokio::time::advance(9 * SECOND).await;
+    drop(body);
+    assert_eq!(breaker.stats().failures, 0);
+    // But a failure that the head shows counts at once: nobody has to read its body.
+    drop(ask(&breaker, 503, Stream::Stalls).await.unwrap());
+    assert_eq!(breaker.state(), State::Open);
+    tokio::time::advance(SECOND).await;
+    drop(ask(&breaker, 200, Stream::Stalls).await.unwrap());
+    assert_eq!((breaker.state(), breaker.stats().probes), (State::HalfOpen, 0));
 }
