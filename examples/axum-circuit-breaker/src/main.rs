@@ -12,14 +12,15 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, error_handling::HandleErrorLayer, http::StatusCode, routing::get};
+use axum::{Router, http::StatusCode, routing::get};
 use bartizan_circuit_breaker::{CircuitBreaker, Settings, State};
-use bartizan_core::{BoxError, problem_json};
+use bartizan_core::{BoxError, RejectionLayer};
 use bytes::Bytes;
 use http::header::RETRY_AFTER;
 use http_body_util::Empty;
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use tokio::net::TcpListener;
+use tower::ServiceBuilder;
 
 /// Open for a second, so that the example ends soon; a server would take longer.
 const OPEN_FOR: Duration = Duration::from_secs(1);
@@ -58,19 +59,22 @@ fn router(database: &Arc<Database>, breaker: &CircuitBreaker) -> Router {
         })
     };
     // Both routes carry a layer of the one breaker: what one sees the other knows.
-    Router::new()
-        .route("/berlin", route())
-        .route("/lisbon", route())
-        .layer(breaker.layer().server_errors())
-        .layer(HandleErrorLayer::new(async |error: BoxError| problem_json(error)))
+    let stack =
+        ServiceBuilder::new().layer(RejectionLayer::problem_json()).layer(breaker.layer().server_errors());
+    Router::new().route("/berlin", route()).route("/lisbon", route()).layer(stack)
 }
 
 async fn ask(base: &str, database: &Database, breaker: &CircuitBreaker) -> Result<(), BoxError> {
     let client = Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
     let get = async |path: &str| -> Result<(u16, Option<String>), BoxError> {
         let response = client.get(format!("{base}{path}").parse()?).await?;
-        let wait = response.headers().get(RETRY_AFTER).and_then(|wait| wait.to_str().ok()).map(ToOwned::to_owned);
-        println!("GET {path}: {}, retry after {wait:?}, the breaker is {}", response.status(), breaker.state());
+        let wait =
+            response.headers().get(RETRY_AFTER).and_then(|wait| wait.to_str().ok()).map(ToOwned::to_owned);
+        println!(
+            "GET {path}: {}, retry after {wait:?}, the breaker is {}",
+            response.status(),
+            breaker.state()
+        );
         Ok((response.status().as_u16(), wait))
     };
 

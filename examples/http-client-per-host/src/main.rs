@@ -54,7 +54,8 @@ async fn ask(hosts: &[String; 3]) -> Result<(), BoxError> {
 
     let [good, busy, gone] = hosts.each_ref().map(|host| breakers.get(host.as_str()).expect("there is room"));
     assert_eq!([good.state(), busy.state(), gone.state()], [State::Closed, State::Open, State::Open]);
-    let waits = |refusal: Result<_, Rejected>| match refusal.map(drop).expect_err("it is open").retry_after() {
+    let waits = |refusal: Result<_, Rejected>| match refusal.map(drop).expect_err("it is open").retry_after()
+    {
         RetryAfter::After(wait) => wait,
         other => panic!("{other:?}"),
     };
