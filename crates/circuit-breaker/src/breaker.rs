@@ -7,7 +7,9 @@ use crate::{
     CircuitBreakerLayer, InvalidSettings, Permit, Settings, State, Transition,
     circuit::Circuit,
     machine::{Counted, Machine},
+    permit::Admitted,
     select::One,
+    started::Started,
 };
 
 /// A breaker's state: made once, shared by every layer, service and clone that is made from it.
@@ -37,6 +39,7 @@ pub struct CircuitBreaker {
 }
 
 /// Whoever is the last to drop this gives the circuit to the next breaker.
+#[derive(Debug)]
 pub(crate) struct Owner(&'static Circuit);
 
 impl Drop for Owner {
@@ -86,7 +89,7 @@ impl CircuitBreaker {
     ///
     /// A refusal that says how long the breaker is still open.
     pub fn try_acquire(&self) -> Result<Permit, Rejected> {
-        self.admit().map_err(refusal)
+        self.admit().map(Permit::from).map_err(refusal)
     }
 
     /// [`try_acquire`](Self::try_acquire) at a given time. One before others that the breaker has seen reads as the latest
@@ -96,16 +99,16 @@ impl CircuitBreaker {
     ///
     /// A refusal that says how long the breaker is still open.
     pub fn try_acquire_at(&self, now: Instant) -> Result<Permit, Rejected> {
-        admit(self.circuit, self.timed, None, || now).map_err(refusal)
+        admit(self.circuit, self.timed, None, || now).map(Permit::from).map_err(refusal)
     }
 
-    #[inline]
-    pub(crate) fn admit(&self) -> Result<Permit, RetryAfter> {
+    #[inline(always)]
+    pub(crate) fn admit(&self) -> Result<Admitted, RetryAfter> {
         admit(self.circuit, self.timed, None, Instant::now)
     }
 
     /// [`admit`](Self::admit) for a breaker of many, whose key is kept while the call is under way.
-    pub(crate) fn admit_and_keep(self) -> Result<Permit, RetryAfter> {
+    pub(crate) fn admit_and_keep(self) -> Result<Admitted, RetryAfter> {
         admit(self.circuit, self.timed, Some(self.owner), Instant::now)
     }
 
@@ -167,18 +170,18 @@ impl CircuitBreaker {
     }
 }
 
-#[inline]
+#[inline(always)]
 fn admit(
     circuit: &'static Circuit,
     timed: bool,
     owner: Option<Arc<Owner>>,
     now: impl Fn() -> Instant,
-) -> Result<Permit, RetryAfter> {
+) -> Result<Admitted, RetryAfter> {
     if timed {
         let now = now();
-        return Ok(Permit::new(circuit.admit(|| now)?, Some(now), owner));
+        return Ok(Admitted { pass: circuit.admit(|| now)?, started: Started::at(now), owner });
     }
-    Ok(Permit::new(circuit.admit(now)?, None, owner))
+    Ok(Admitted { pass: circuit.admit(now)?, started: Started::UNKNOWN, owner })
 }
 
 #[cold]

@@ -24,6 +24,7 @@ use tokio::{sync::watch, time::Instant};
 use crate::{
     machine::{Look, Machine, Outcome, Transition},
     settings::Settings,
+    started::Started,
     state::{State, Word},
     window::nanos,
 };
@@ -97,7 +98,7 @@ impl Circuit {
     }
 
     /// Lets a call pass. The clock is read only if the answer depends on it.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn admit(&'static self, now: impl FnOnce() -> Instant) -> Result<Pass, RetryAfter> {
         // The word stands for itself: whatever else there is stands behind the lock.
         let word = Word(self.word.load(Relaxed));
@@ -217,13 +218,13 @@ impl Inner {
 impl Pass {
     /// Tells what became of the call. The clock is read only if something depends on it.
     #[inline]
-    pub(crate) fn settle(self, outcome: Outcome, started: Option<Instant>, now: impl FnOnce() -> Instant) {
+    pub(crate) fn settle(self, outcome: Outcome, started: Started, now: impl FnOnce() -> Instant) {
         let word = Word(self.circuit.word.load(Relaxed));
         let nothing_to_write = match outcome {
             Outcome::Success => word == self.word && !word.counts_successes(),
             // Only a probe has something to give back, and only a call with a known start can have lasted too long.
             Outcome::Ignored => self.word.passes(),
-            Outcome::Cancelled => self.word.passes() && started.is_none(),
+            Outcome::Cancelled => self.word.passes() && !started.is_known(),
             Outcome::Failure(_) => false,
         };
         if !nothing_to_write {
@@ -231,8 +232,8 @@ impl Pass {
         }
     }
 
-    fn settle_behind_the_lock(self, outcome: Outcome, started: Option<Instant>, now: Instant) {
-        let took = started.map(|started| now.saturating_duration_since(started)).unwrap_or_default();
+    fn settle_behind_the_lock(self, outcome: Outcome, started: Started, now: Instant) {
+        let took = started.took(now);
         self.circuit.with(now, |machine, now| machine.settle(self.word, outcome, took, now));
     }
 }

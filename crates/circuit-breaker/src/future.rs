@@ -74,13 +74,14 @@ where
             // No breaker watches this call, or refused it.
             None => ready!(run(state, cx).map(|result| (result, Class::Ignore))),
         };
-        let mut permit = this.permit.take();
-        // What has succeeded so far is not over before its extent is.
-        if result.is_err() || class != Class::Success {
-            if let Some(mut permit) = permit.take() {
-                permit.finish(class);
-            }
+        // What has succeeded so far is not over before its extent is. What is over is settled where it stands: to move it
+        // just after it was written would cost more than all the rest.
+        if (E::ENDS_WITH_RESPONSE || result.is_err() || class != Class::Success)
+            && let Some(permit) = this.permit
+        {
+            permit.finish(class);
         }
+        let permit = if E::ENDS_WITH_RESPONSE { None } else { this.permit.take() };
         let answered = permit.map(|permit| Answered::new(permit, this.classify.clone()));
         Poll::Ready(result.map(|response| this.extent.hold(response, answered)))
     }

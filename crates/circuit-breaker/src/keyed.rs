@@ -16,8 +16,8 @@ use bartizan_core::{Errors, RetryAfter, UntilResponse, errors};
 use tokio::time::Instant;
 
 use crate::{
-    By, ByRef, CircuitBreaker, CircuitBreakerLayer, InvalidSettings, Permit, Settings, State,
-    machine::Tallied,
+    By, ByRef, CircuitBreaker, CircuitBreakerLayer, InvalidSettings, Settings, State, machine::Tallied,
+    permit::Admitted,
 };
 
 /// A breaker for each key: each host, each model, each endpoint.
@@ -185,7 +185,7 @@ impl<K: Hash + Eq> CircuitBreakers<K> {
         breakers.map(|(key, breaker)| (key, breaker.state())).collect()
     }
 
-    pub(crate) fn admit<Q>(&self, key: &Q) -> Result<Option<Permit>, RetryAfter>
+    pub(crate) fn admit<Q>(&self, key: &Q) -> Result<Option<Admitted>, RetryAfter>
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,

@@ -13,6 +13,7 @@ mod permit;
 mod select;
 mod service;
 mod settings;
+mod started;
 mod state;
 mod window;
 

@@ -3,7 +3,7 @@ use std::{error::Error, fmt, marker::PhantomData, mem, sync::Arc, time::Duration
 use bartizan_core::{Class, Classify, Ending, Guard, RetryAfter};
 use tokio::time::Instant;
 
-use crate::{breaker::Owner, circuit::Pass, machine::Outcome};
+use crate::{breaker::Owner, circuit::Pass, machine::Outcome, started::Started};
 
 /// A call that a breaker let pass, by hand: [`CircuitBreaker::try_acquire`](crate::CircuitBreaker::try_acquire) gives it.
 ///
@@ -13,16 +13,48 @@ use crate::{breaker::Owner, circuit::Pass, machine::Outcome};
 pub struct Permit {
     pass: Option<Pass>,
     /// Known only if something depends on it.
-    started: Option<Instant>,
+    started: Started,
     /// A breaker of many keeps its key while a call is under way.
     _owner: Option<Arc<Owner>>,
 }
 
-impl Permit {
-    pub(crate) const fn new(pass: Pass, started: Option<Instant>, owner: Option<Arc<Owner>>) -> Self {
+/// What a breaker lets a call pass with. Settled by hand, or by the [`Permit`] that is made of it.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct Admitted {
+    pub(crate) pass: Pass,
+    pub(crate) started: Started,
+    pub(crate) owner: Option<Arc<Owner>>,
+}
+
+impl Admitted {
+    /// Runs something of a stranger's. If that panics the call has failed.
+    #[inline]
+    pub(crate) fn armed<T>(&self, run: impl FnOnce() -> T) -> T {
+        struct Armed(Pass, Started);
+
+        impl Drop for Armed {
+            #[cold]
+            fn drop(&mut self) {
+                self.0.settle(Outcome::Failure(RetryAfter::Unknown), self.1, Instant::now);
+            }
+        }
+
+        let armed = Armed(self.pass, self.started);
+        let result = run();
+        mem::forget(armed);
+        result
+    }
+}
+
+impl From<Admitted> for Permit {
+    #[inline]
+    fn from(Admitted { pass, started, owner }: Admitted) -> Self {
         Self { pass: Some(pass), started, _owner: owner }
     }
+}
 
+impl Permit {
     /// The call succeeded.
     pub fn success(self) {
         self.settle(Class::Success);
@@ -40,9 +72,8 @@ impl Permit {
 
     /// The call took this long, whatever the clock says: for one that was measured elsewhere.
     pub fn took(mut self, time: Duration) -> Self {
-        if self.started.is_some() {
-            let now = Instant::now();
-            self.started = Some(now.checked_sub(time).unwrap_or(now));
+        if self.started.is_known() {
+            self.started = Started::ago(Instant::now(), time);
         }
         self
     }

@@ -2,13 +2,13 @@ use std::{borrow::Borrow, fmt, hash::Hash, marker::PhantomData};
 
 use bartizan_core::RetryAfter;
 
-use crate::{CircuitBreaker, CircuitBreakers, Permit};
+use crate::{CircuitBreaker, CircuitBreakers, permit::Admitted};
 
 /// Which breaker a call meets: [`One`] for all, [`By`] or [`ByRef`] a key.
 pub trait Select<Req> {
     /// A permit, or none for a call that no breaker watches.
     #[doc(hidden)]
-    fn admit(&self, request: &Req) -> Result<Option<Permit>, RetryAfter>;
+    fn admit(&self, request: &Req) -> Result<Option<Admitted>, RetryAfter>;
 
     /// The breaker of every call, if that is one.
     #[doc(hidden)]
@@ -20,8 +20,8 @@ pub trait Select<Req> {
 pub struct One(pub(crate) CircuitBreaker);
 
 impl<Req> Select<Req> for One {
-    #[inline]
-    fn admit(&self, _: &Req) -> Result<Option<Permit>, RetryAfter> {
+    #[inline(always)]
+    fn admit(&self, _: &Req) -> Result<Option<Admitted>, RetryAfter> {
         self.0.admit().map(Some)
     }
 
@@ -48,7 +48,7 @@ where
     F: Fn(&Req) -> Option<K>,
     K: Hash + Eq + Clone,
 {
-    fn admit(&self, request: &Req) -> Result<Option<Permit>, RetryAfter> {
+    fn admit(&self, request: &Req) -> Result<Option<Admitted>, RetryAfter> {
         match (self.key)(request) {
             Some(key) => self.breakers.admit(&key),
             None => Ok(None),
@@ -79,7 +79,7 @@ where
     K: Borrow<Q> + Hash + Eq,
     Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
 {
-    fn admit(&self, request: &Req) -> Result<Option<Permit>, RetryAfter> {
+    fn admit(&self, request: &Req) -> Result<Option<Admitted>, RetryAfter> {
         match (self.key)(request) {
             Some(key) => self.breakers.admit(key),
             None => Ok(None),

@@ -6,7 +6,7 @@ use std::{
 use bartizan_core::{BoxError, Classify, Extent};
 use tower_service::Service;
 
-use crate::{Answered, Mode, ResponseFuture, Select};
+use crate::{Answered, CircuitBreaker, Mode, Permit, ResponseFuture, Select};
 
 /// The service of a [`CircuitBreakerLayer`](crate::CircuitBreakerLayer).
 pub struct Break<S, B, C, E, M> {
@@ -91,7 +91,8 @@ where
             Poll::Ready(Err(error)) => {
                 self.asked = Asked::No;
                 let error = error.into();
-                if let Some(Ok(mut permit)) = self.breaker.one().map(|breaker| breaker.admit()) {
+                if let Some(Ok(admitted)) = self.breaker.one().map(CircuitBreaker::admit) {
+                    let mut permit = Permit::from(admitted);
                     let class = permit.armed(|| self.classify.classify(Err(&*error)));
                     permit.finish(class);
                 }
@@ -106,8 +107,8 @@ where
 
     #[inline]
     fn call(&mut self, request: Req) -> Self::Future {
-        let mut permit = match self.breaker.admit(&request) {
-            Ok(permit) => permit,
+        let admitted = match self.breaker.admit(&request) {
+            Ok(admitted) => admitted,
             Err(retry_after) => {
                 self.give_back();
                 return ResponseFuture::refused(retry_after, self.classify.clone(), self.extent.clone());
@@ -116,16 +117,16 @@ where
         let (classify, extent) = (self.classify.clone(), self.extent.clone());
         if mem::replace(&mut self.asked, Asked::No) == Asked::Ready {
             let call = || self.inner.call(request);
-            let calling = match &mut permit {
-                Some(permit) => permit.armed(call),
+            let calling = match &admitted {
+                Some(admitted) => admitted.armed(call),
                 None => call(),
             };
-            return ResponseFuture::calling(calling, permit, classify, extent);
+            return ResponseFuture::calling(calling, admitted.map(Permit::from), classify, extent);
         }
         // It became closed or half-open since: the call waits for the inner service itself, with the place it has.
         let clone = self.inner.clone();
         let inner = mem::replace(&mut self.inner, clone);
-        ResponseFuture::readying(inner, request, permit, classify, extent)
+        ResponseFuture::readying(inner, request, admitted.map(Permit::from), classify, extent)
     }
 }
 

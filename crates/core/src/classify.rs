@@ -64,6 +64,7 @@ where
 pub struct Errors;
 
 impl<Res> Classify<Res> for Errors {
+    #[inline]
     fn classify(&self, result: Result<&Res, &(dyn Error + 'static)>) -> Class {
         match result {
             Ok(_) => Class::Success,
@@ -80,6 +81,7 @@ impl<Res, F> Classify<Res> for FailureIf<F>
 where
     F: Fn(&Res) -> bool,
 {
+    #[inline]
     fn classify(&self, result: Result<&Res, &(dyn Error + 'static)>) -> Class {
         match result {
             Ok(response) if (self.0)(response) => Class::Failure(RetryAfter::Unknown),

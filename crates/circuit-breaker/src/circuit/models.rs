@@ -6,7 +6,11 @@ use loom::{
 };
 
 use super::*;
-use crate::{Permit, permit::Armed, state::State};
+use crate::{
+    Permit,
+    permit::{Admitted, Armed},
+    state::State,
+};
 use bartizan_core::Class;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -22,7 +26,7 @@ fn opened(settings: Settings) -> (&'static Circuit, Instant) {
     let circuit = circuit(settings.open_for(SECOND));
     let now = Instant::now();
     let Ok(pass) = circuit.admit(|| now) else { panic!("it is closed") };
-    pass.settle(FAILED, None, || now);
+    pass.settle(FAILED, Started::UNKNOWN, || now);
     (circuit, now + SECOND)
 }
 
@@ -43,7 +47,7 @@ fn probes_are_never_above_the_cap() {
             let Ok(pass) = circuit.admit(|| then) else { return 0 };
             assert!(under_way.fetch_add(1, Relaxed) < 2);
             under_way.fetch_sub(1, Relaxed);
-            pass.settle(outcome, None, || then);
+            pass.settle(outcome, Started::UNKNOWN, || then);
             1
         };
         let others: Vec<_> = [Outcome::Success, Outcome::Cancelled]
@@ -71,7 +75,7 @@ fn a_generation_ends_once() {
         let circuit = circuit(Settings::consecutive(1));
         let fail = move || {
             let Ok(pass) = circuit.admit(Instant::now) else { return 0 };
-            pass.settle(FAILED, None, Instant::now);
+            pass.settle(FAILED, Started::UNKNOWN, Instant::now);
             1
         };
         let others = [thread::spawn(fail), thread::spawn(fail)];
@@ -89,7 +93,7 @@ fn every_permit_is_settled_once() {
         let (circuit, then) = opened(Settings::consecutive(1).probes(3).successes(3));
         let [a, b, c] = [(); 3].map(|()| {
             let Ok(pass) = circuit.admit(|| then) else { panic!("there is room") };
-            Permit::new(pass, None, None)
+            Permit::from(Admitted { pass, started: Started::UNKNOWN, owner: None })
         });
         let finishes = thread::spawn(move || a.settle(Class::Success));
         let panics = thread::spawn(move || {
@@ -113,7 +117,7 @@ fn a_late_result_changes_nothing() {
     loom::model(|| {
         let circuit = circuit(Settings::consecutive(1));
         let Ok(pass) = circuit.admit(Instant::now) else { panic!("it is closed") };
-        let late = thread::spawn(move || pass.settle(FAILED, None, Instant::now));
+        let late = thread::spawn(move || pass.settle(FAILED, Started::UNKNOWN, Instant::now));
         circuit.with(Instant::now(), |machine, _| machine.reset());
         late.join().unwrap();
         let counted = circuit.with(Instant::now(), Machine::counted);
@@ -129,7 +133,7 @@ fn a_success_that_writes_nothing_hides_no_failure() {
         let circuit = circuit(Settings::consecutive(2));
         let call = move |outcome| {
             let Ok(pass) = circuit.admit(Instant::now) else { panic!("one failure is not enough") };
-            pass.settle(outcome, None, Instant::now);
+            pass.settle(outcome, Started::UNKNOWN, Instant::now);
         };
         let other = thread::spawn(move || call(Outcome::Success));
         call(FAILED);
@@ -147,7 +151,7 @@ fn a_call_of_a_breaker_that_is_gone_meets_nobody() {
     loom::model(|| {
         let circuit = circuit(Settings::consecutive(1));
         let Ok(pass) = circuit.admit(Instant::now) else { panic!("it is closed") };
-        let straggler = thread::spawn(move || pass.settle(FAILED, None, Instant::now));
+        let straggler = thread::spawn(move || pass.settle(FAILED, Started::UNKNOWN, Instant::now));
         let first = circuit.end();
         circuit.begin(Machine::new(Arc::new(Settings::consecutive(1)), first, 1));
         straggler.join().unwrap();
