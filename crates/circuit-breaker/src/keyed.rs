@@ -227,7 +227,6 @@ impl<K: Hash + Eq> CircuitBreakers<K> {
         Some(seen)
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "the high bits choose the shard")]
     fn shard(&self, hash: u64) -> &Mutex<HashMap<K, CircuitBreaker>> {
         &self.0.shards[(hash >> 60) as usize % SHARDS].0
     }

@@ -148,7 +148,7 @@ async fn an_outer_timeout_is_seen_if_asked_for() {
 #[tokio::test(start_paused = true)]
 async fn a_panic_is_a_failure_and_leaks_no_probe() {
     let panics = |result: std::thread::Result<Poll<_>>| {
-        assert!(result.map(|_: Poll<Result<_, BoxError>>| ()).is_err())
+        assert!(result.map(|_: Poll<Result<_, BoxError>>| ()).is_err());
     };
     // In the future, on the closed path and as a probe.
     let breaker = CircuitBreaker::new(strict());

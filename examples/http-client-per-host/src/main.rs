@@ -37,7 +37,7 @@ async fn ask(hosts: &[String; 3]) -> Result<(), BoxError> {
     let settings = Settings::consecutive(2).open_for(Duration::from_secs(30)).jitter(0.1);
     let breakers: CircuitBreakers<String> = CircuitBreakers::new(settings).max_keys(1_000);
     let client = breakers
-        .by_ref(|request: &Request<_>| request.uri().authority().map(|host| host.as_str()))
+        .by_ref(|request: &Request<_>| request.uri().authority().map(http::uri::Authority::as_str))
         .server_errors()
         .until_body_end()
         .layer(Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>());
