@@ -28,22 +28,19 @@ pub struct Admitted {
 }
 
 impl Admitted {
-    /// Runs something of a stranger's. If that panics the call has failed.
+    /// While something of a stranger's runs: dropped by a panic this says that the call has failed. Forget it otherwise.
     #[inline]
-    pub(crate) fn armed<T>(&self, run: impl FnOnce() -> T) -> T {
-        struct Armed(Pass, Started);
+    pub(crate) const fn arm(&self) -> ArmedPass {
+        ArmedPass(self.pass, self.started)
+    }
+}
 
-        impl Drop for Armed {
-            #[cold]
-            fn drop(&mut self) {
-                self.0.settle(Outcome::Failure(RetryAfter::Unknown), self.1, Instant::now);
-            }
-        }
+pub(crate) struct ArmedPass(Pass, Started);
 
-        let armed = Armed(self.pass, self.started);
-        let result = run();
-        mem::forget(armed);
-        result
+impl Drop for ArmedPass {
+    #[cold]
+    fn drop(&mut self) {
+        self.0.settle(Outcome::Failure(RetryAfter::Unknown), self.1, Instant::now);
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
 use bartizan_core::{BoxError, Classify, Extent};
 use tower_service::Service;
 
-use crate::{Answered, CircuitBreaker, Mode, Permit, ResponseFuture, Select};
+use crate::{Answered, CircuitBreaker, Mode, Permit, ResponseFuture, Select, permit::Admitted};
 
 /// The service of a [`CircuitBreakerLayer`](crate::CircuitBreakerLayer).
 pub struct Break<S, B, C, E, M> {
@@ -116,12 +116,10 @@ where
         };
         let (classify, extent) = (self.classify.clone(), self.extent.clone());
         if mem::replace(&mut self.asked, Asked::No) == Asked::Ready {
-            let call = || self.inner.call(request);
-            let calling = match &admitted {
-                Some(admitted) => admitted.armed(call),
-                None => call(),
-            };
-            return ResponseFuture::calling(calling, admitted.map(Permit::from), classify, extent);
+            let armed = admitted.as_ref().map(Admitted::arm);
+            let inner = self.inner.call(request);
+            mem::forget(armed);
+            return ResponseFuture::calling(inner, admitted.map(Permit::from), classify, extent);
         }
         // It became closed or half-open since: the call waits for the inner service itself, with the place it has.
         let clone = self.inner.clone();
