@@ -5,6 +5,7 @@
 //! - [`laws`]: the laws of the design's fourth section, as checks that return a [`Violation`].
 //! - [`subject`]: what a layer tells the laws about itself. [`subjects`] is the table: **registering a layer is one line**.
 //! - [`pair`]: two subjects on top of each other are a subject again, so every law that composes runs on every order.
+//! - [`store`]: a store of rate limits that is far away, and fails.
 //! - [`vectors`]: the runner of the conformance vectors.
 //!
 //! ```
@@ -29,6 +30,7 @@ pub mod controlled;
 pub mod laws;
 pub mod pair;
 pub mod probe;
+pub mod store;
 pub mod subject;
 pub mod subjects;
 pub mod vectors;

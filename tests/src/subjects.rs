@@ -15,6 +15,8 @@ pub fn subjects() -> Vec<Arc<dyn Subject>> {
         Arc::new(tower::Timeout),
         Arc::new(rate_limit::Rejecting),
         Arc::new(rate_limit::Queueing),
+        Arc::new(rate_limit::Waiting),
+        Arc::new(rate_limit::Storing),
         Arc::new(circuit_breaker::Refusing),
         Arc::new(circuit_breaker::Keyed),
         Arc::new(circuit_breaker::Waiting),

@@ -3,6 +3,7 @@
 use std::{
     convert::Infallible,
     future::{Ready, ready},
+    hash::Hash,
     pin::pin,
     task::{Context, Poll, Waker},
     time::Duration,
@@ -64,6 +65,19 @@ fn an_admitted_call_allocates_nothing() {
         ("three at once", second_call(&RateLimitLayer::all((by_tenant(), by_user(), all.rule())))),
         ("two from a file", second_call(&RateLimitLayer::all_of(vec![by_user(), by_user()]))),
         ("queueing", second_call(&all.layer().queue(9, Duration::MAX))),
+        ("queueing by_ref", second_call(&RateLimitLayer::new(by_tenant()).queue(9, Duration::MAX))),
+        (
+            "queueing for two",
+            second_call(&RateLimitLayer::all((by_tenant(), all.rule())).queue(9, Duration::MAX)),
+        ),
+        ("backpressure", second_call(&all.layer().backpressure())),
+        (
+            "settled",
+            second_call(&RateLimitLayer::new(all.rule().settle(|call: &Call| {
+                let cost = call.user;
+                move || Some(cost)
+            }))),
+        ),
         ("queueing by a number", second_call(&RateLimitLayer::new(by_user()).queue(9, Duration::MAX))),
     ];
     for (what, (result, counted)) in counts {
@@ -83,6 +97,10 @@ fn a_refusal_allocates_once() {
         second_call(&all.layer()),
         second_call(&RateLimitLayer::new(by_tenant.clone())),
         second_call(&RateLimiter::new(quota).layer().queue(0, Duration::ZERO)),
+        second_call(&RateLimitLayer::all((
+            RateLimiter::<String>::keyed(quota).rule().by_ref(|call: &Call| Some(call.tenant.as_str())),
+            RateLimiter::new(quota).rule(),
+        ))),
     ] {
         let error = result.err().expect("1 a minute");
         assert_eq!(Rejected::find(&*error).map(Rejected::kind), Some(RejectionKind::RateLimited));
@@ -106,4 +124,29 @@ fn a_million_keys_take_at_most_64_bytes_each_above_the_key() {
     for key in (0..KEYS).step_by(97) {
         assert!(limiter.try_acquire(&key, 1).is_err(), "{key} is forgotten");
     }
+}
+
+/// A table that has just grown is as empty as it ever is.
+#[test]
+fn nor_do_fewer_keys_right_after_their_table_grew() {
+    fn worst<K: Hash + Eq + Clone>(key: impl Fn(usize) -> K, of_a_key: usize) -> f64 {
+        let keys: Vec<_> = (0..100_000).map(key).collect();
+        let limiter: RateLimiter<K> = RateLimiter::keyed(Quota::per_hour(1));
+        let before = counted().live;
+        let above = |known: usize| (counted().live - before) as f64 / known as f64 - of_a_key as f64;
+        let mut worst = 0.0_f64;
+        for (known, key) in (1..).zip(&keys) {
+            assert!(limiter.try_acquire(key, 1).is_ok());
+            // Fewer share what every one of the table's parts takes.
+            if known >= 10_000 {
+                worst = worst.max(above(known));
+            }
+        }
+        worst
+    }
+
+    let numbers = worst(|n| n as u64, 8);
+    let strings = worst(|n| format!("{n:016}"), size_of::<String>() + 16);
+    println!("at worst {numbers:.0} bytes a key above a number, {strings:.0} above a string");
+    assert!(numbers <= 64.0 && strings <= 64.0, "{numbers:.0} and {strings:.0} bytes");
 }

@@ -1,14 +1,15 @@
 //! Refusals as gRPC statuses.
 
 use http::Response;
-use tonic::{Code, Status};
+use tonic::{Code, Status, metadata::MetadataMap};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::{BoxError, Rejected, RejectionKind, RejectionLayer, RetryAfter, rejected::chain};
 
 /// The status that tells a gRPC client what `error` is.
 ///
-/// A [`Rejected`] in the error's chain chooses the code, and its wait rides along as `google.rpc.RetryInfo`:
+/// A [`Rejected`] in the error's chain chooses the code; its wait rides along as `google.rpc.RetryInfo` and its headers
+/// as metadata:
 ///
 /// | kind | code |
 /// |---|---|
@@ -35,7 +36,7 @@ use crate::{BoxError, Rejected, RejectionKind, RejectionLayer, RetryAfter, rejec
 pub fn status(error: &(dyn std::error::Error + 'static)) -> Status {
     if let Some(rejected) = Rejected::find(error) {
         let code = of_kind(rejected.kind());
-        return match rejected.retry_after() {
+        let mut status = match rejected.retry_after() {
             RetryAfter::After(wait) => Status::with_error_details(
                 code,
                 rejected.to_string(),
@@ -43,6 +44,12 @@ pub fn status(error: &(dyn std::error::Error + 'static)) -> Status {
             ),
             RetryAfter::Never | RetryAfter::Unknown => Status::new(code, rejected.to_string()),
         };
+        if let Some(headers) = rejected.headers() {
+            let mut all = std::mem::take(status.metadata_mut()).into_headers();
+            all.extend(headers.clone());
+            *status.metadata_mut() = MetadataMap::from_headers(all);
+        }
+        return status;
     }
     chain(error)
         .find_map(|error| error.downcast_ref::<Status>().cloned())

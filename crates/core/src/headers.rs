@@ -53,6 +53,25 @@ pub fn retry_after_at(headers: &HeaderMap, now: impl Fn() -> SystemTime) -> Retr
     }
 }
 
+/// When a quota that is spent is there again: the latest reset among the rate-limit dimensions that have nothing
+/// remaining, whatever the response's status. `None` if something remains of all of them, or nobody said.
+///
+/// ```
+/// use std::time::Duration;
+/// use bartizan_core::headers;
+/// use http::HeaderMap;
+///
+/// let mut map = HeaderMap::new();
+/// map.insert("x-ratelimit-remaining-requests", "0".parse().unwrap());
+/// map.insert("x-ratelimit-reset-requests", "1s".parse().unwrap());
+/// assert_eq!(headers::exhausted(&map), Some(Duration::from_secs(1)));
+/// map.insert("x-ratelimit-remaining-requests", "1".parse().unwrap());
+/// assert_eq!(headers::exhausted(&map), None);
+/// ```
+pub fn exhausted(headers: &HeaderMap) -> Option<Duration> {
+    latest_reset(headers, &SystemTime::now)
+}
+
 /// Writes `Retry-After` in whole seconds, rounded up and never 0, so that whoever obeys does not come too early.
 ///
 /// [`RetryAfter::Never`] and [`RetryAfter::Unknown`] write nothing.

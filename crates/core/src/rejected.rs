@@ -26,6 +26,8 @@ pub struct Rejected {
     layer: &'static str,
     retry_after: RetryAfter,
     source: Option<Source>,
+    #[cfg(feature = "http")]
+    headers: Option<Box<http::HeaderMap>>,
 }
 
 enum Source {
@@ -47,7 +49,14 @@ impl Rejected {
     ///
     /// [`retry_after`](Self::retry_after) is [`RetryAfter::Unknown`] and there is no source until they are set.
     pub const fn new(kind: RejectionKind, layer: &'static str) -> Self {
-        Self { kind, layer, retry_after: RetryAfter::Unknown, source: None }
+        Self {
+            kind,
+            layer,
+            retry_after: RetryAfter::Unknown,
+            source: None,
+            #[cfg(feature = "http")]
+            headers: None,
+        }
     }
 
     /// Says when the same call may be worth making again.
@@ -69,6 +78,21 @@ impl Rejected {
     pub fn with_shared_source(mut self, source: Arc<dyn Error + Send + Sync>) -> Self {
         self.source = Some(Source::Shared(source));
         self
+    }
+
+    /// Adds headers that a response made from this refusal carries: what the layer says over HTTP beside `Retry-After`.
+    #[cfg(feature = "http")]
+    #[must_use]
+    pub fn with_headers(mut self, headers: http::HeaderMap) -> Self {
+        self.headers = Some(Box::new(headers));
+        self
+    }
+
+    /// The headers for a response made from this refusal. `RejectionLayer` writes them by itself; `Retry-After` is not
+    /// among them.
+    #[cfg(feature = "http")]
+    pub fn headers(&self) -> Option<&http::HeaderMap> {
+        self.headers.as_deref()
     }
 
     /// What happened.

@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
 use http_body_util::{Either, Full};
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
@@ -33,6 +33,8 @@ use crate::{BoxError, Rejected, RejectionKind, RetryAfter, headers, rejected::ch
 ///
 /// Any other error is 502 if an [`std::io::Error`] is in its chain and 500 if not, and its text stays inside: only the
 /// status is told.
+///
+/// What a refusal says by [`Rejected::headers`] is among the response's headers, and so is its `Retry-After`.
 ///
 /// # Behaviour
 ///
@@ -214,15 +216,16 @@ pub fn openai_json(error: BoxError) -> Response<Full<Bytes>> {
 }
 
 /// What an error lets the outside know.
-struct Told {
+struct Told<'a> {
     status: StatusCode,
     message: String,
     code: Option<&'static str>,
     retry_after: RetryAfter,
+    headers: Option<&'a HeaderMap>,
 }
 
-impl Told {
-    fn of(error: &BoxError) -> Self {
+impl<'a> Told<'a> {
+    fn of(error: &'a BoxError) -> Self {
         match Rejected::find(&**error) {
             Some(rejected) => {
                 let (status, code) = of_kind(rejected.kind());
@@ -231,6 +234,7 @@ impl Told {
                     message: rejected.to_string(),
                     code: Some(code),
                     retry_after: rejected.retry_after(),
+                    headers: rejected.headers(),
                 }
             }
             None => {
@@ -239,7 +243,8 @@ impl Told {
                 } else {
                     (StatusCode::INTERNAL_SERVER_ERROR, "internal error")
                 };
-                Self { status, message: message.to_owned(), code: None, retry_after: RetryAfter::Unknown }
+                let (message, retry_after) = (message.to_owned(), RetryAfter::Unknown);
+                Self { status, message, code: None, retry_after, headers: None }
             }
         }
     }
@@ -247,6 +252,9 @@ impl Told {
     fn response(&self, content_type: &'static str, body: String) -> Response<Full<Bytes>> {
         let mut response = Response::new(Full::new(Bytes::from(body)));
         *response.status_mut() = self.status;
+        if let Some(headers) = self.headers {
+            response.headers_mut().clone_from(headers);
+        }
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
         headers::set_retry_after(response.headers_mut(), self.retry_after);
         response

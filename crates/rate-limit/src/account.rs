@@ -7,13 +7,13 @@ use std::{
 
 use crate::{
     gcra::Cell,
-    policy::{Denied, Level, Policy, State},
+    policy::{Denied, Level, State, Terms},
     queue::{Fate, Place, Queue},
 };
 
 /// A key, locked.
 pub(crate) struct Account<'a> {
-    pub(crate) policy: Policy,
+    pub(crate) terms: Terms,
     pub(crate) state: Home<'a>,
     pub(crate) queue: &'a mut Queue,
     /// Whoever is to be woken once the lock is gone.
@@ -71,19 +71,19 @@ impl Account<'_> {
     pub(crate) fn take(&mut self, now: u64, n: u64) -> Result<(), Denied> {
         self.advance(now);
         if self.queue.is_empty() {
-            let policy = self.policy;
-            return self.state.update(now, |state, now| Ok((policy.take(state, now, n)?, ())));
+            let terms = self.terms;
+            return self.state.update(now, |state, now| Ok((terms.take(state, now, n)?, ())));
         }
-        Err(self.queue.wait(&self.policy, self.state.get(), now, n))
+        Err(self.queue.wait(&self.terms, self.state.get(), now, n))
     }
 
     /// What [`take`](Self::take) would say.
     pub(crate) fn look(&mut self, now: u64, n: u64) -> Result<(), Denied> {
         self.advance(now);
         if self.queue.is_empty() {
-            return self.policy.take(self.state.get(), now, n).map(|_| ());
+            return self.terms.take(self.state.get(), now, n).map(|_| ());
         }
-        Err(self.queue.wait(&self.policy, self.state.get(), now, n))
+        Err(self.queue.wait(&self.terms, self.state.get(), now, n))
     }
 
     /// Takes `n` permits, or a place in the queue for them: and how long it has to wait.
@@ -105,57 +105,76 @@ impl Account<'_> {
             Err(Denied::Never) => return Err(Denial::Limited(Denied::Never)),
         }
         let state = self.state.get();
-        let joined = self.queue.join(&self.policy, state, now, n, bounds.max_wait);
+        let joined = self.queue.join(&self.terms, state, now, n, bounds.max_wait);
         joined.map(|(place, at)| (Some(place), at - now)).map_err(Denial::Limited)
     }
 
     /// Looks after a waiter: what has become of it, or when it has to look again.
     pub(crate) fn attend(&mut self, now: u64, place: &Arc<Place>, waker: &Waker) -> Result<Fate, u64> {
         self.advance(now);
-        match self.queue.sleep(place, &self.policy, self.state.get(), now, waker) {
+        match self.queue.sleep(place, &self.terms, self.state.get(), now, waker) {
             Some(at) => Err(at),
             None => Ok(place.fate()),
         }
     }
 
-    /// A call that was granted its permits, or waited for them, is not made.
-    pub(crate) fn withdraw(&mut self, now: u64, n: u64, place: Option<&Arc<Place>>) {
-        let waits = place.is_some_and(|place| self.queue.leave(place));
-        let granted = place.is_none_or(|place| place.fate() == Fate::Granted);
-        if !waits && granted {
+    /// A call that waits here for its permits, or was granted them, is not made.
+    pub(crate) fn withdraw(&mut self, now: u64, n: u64, place: &Arc<Place>) {
+        if !self.queue.leave(place) && place.fate() == Fate::Granted {
             self.settle(now, n, 0);
         }
         self.advance(now);
     }
 
     pub(crate) fn advance(&mut self, now: u64) {
-        let (policy, state) = (self.policy, &mut self.state);
-        let take = |at, n| state.update(at, |state, now| Ok((policy.take(state, now, n)?, ())));
+        let (terms, state) = (self.terms, &mut self.state);
+        let take = |at, n| state.update(at, |state, now| Ok((terms.take(state, now, n)?, ())));
         self.queue.advance(take, now, &mut self.wake);
     }
 
     /// What was reserved cost something else: the rest is charged, and owed if it is not there, or given back.
     pub(crate) fn settle(&mut self, now: u64, reserved: u64, actual: u64) {
-        let policy = self.policy;
-        let amended = self.state.update(now, |state, now| {
-            let next = match actual.checked_sub(reserved) {
-                Some(more) => policy.charge(state, now, more),
-                None => policy.refund(state, now, reserved - actual),
-            };
-            Ok((next, ()))
+        let policy = self.terms.policy;
+        self.change(now, |state, now| match actual.checked_sub(reserved) {
+            Some(more) => policy.amend(state, now, more),
+            None => policy.refund(state, now, reserved - actual),
         });
-        debug_assert!(amended.is_ok(), "nothing is asked that could be denied");
+    }
+
+    /// Charges what a call costs beyond the one permit that was taken for it a while ago, or gives that back. Denied if
+    /// it can never cost so much.
+    pub(crate) fn charge_rest(&mut self, now: u64, cost: u64) -> Result<(), Denied> {
+        let policy = self.terms.policy;
+        if cost > policy.capacity() {
+            return Err(Denied::Never);
+        }
+        self.change(now, |state, now| match cost.checked_sub(1) {
+            Some(more) => policy.charge(state, now, more),
+            None => policy.refund(state, now, 1),
+        });
+        Ok(())
+    }
+
+    /// Nothing passes before `until`. A hold that lasts longer stays.
+    pub(crate) fn hold(&mut self, now: u64, until: u64) {
+        self.terms.hold = self.terms.hold.max(until);
+        self.reckon(now);
+    }
+
+    fn change(&mut self, now: u64, change: impl Fn(State, u64) -> State) {
+        let changed = self.state.update(now, |state, now| Ok((change(state, now), ())));
+        debug_assert!(changed.is_ok(), "nothing is asked that could be denied");
         self.reckon(now);
     }
 
     /// The state changed by other means than a take.
     pub(crate) fn reckon(&mut self, now: u64) {
-        self.queue.reckon(&self.policy, self.state.get(), now, &mut self.wake);
+        self.queue.reckon(&self.terms, self.state.get(), now, &mut self.wake);
         self.advance(now);
     }
 
     pub(crate) fn level(&self, now: u64) -> Level {
-        self.policy.level(self.state.get(), now)
+        self.terms.level(self.state.get(), now)
     }
 }
 

@@ -47,6 +47,8 @@ pub(crate) struct Refusal {
     pub(crate) kind: RejectionKind,
     pub(crate) retry_after: RetryAfter,
     pub(crate) detail: Arc<Exceeded>,
+    #[cfg(feature = "http")]
+    pub(crate) headers: Option<Box<http::HeaderMap>>,
 }
 
 impl Refusal {
@@ -57,28 +59,30 @@ impl Refusal {
                 (RejectionKind::RateLimited, RetryAfter::After(Duration::from_nanos(nanos)))
             }
         };
-        Self { kind, retry_after, detail: detail.clone() }
+        Self {
+            kind,
+            retry_after,
+            detail: detail.clone(),
+            #[cfg(feature = "http")]
+            headers: None,
+        }
     }
 
     /// The same, for another reason.
     pub(crate) fn of_kind(self, kind: RejectionKind) -> Self {
         Self { kind, ..self }
     }
-
-    /// Whether this one has to be waited for longer than `other`.
-    pub(crate) fn outlasts(&self, other: &Self) -> bool {
-        let wait = |refusal: &Self| match refusal.retry_after {
-            RetryAfter::After(wait) => wait,
-            RetryAfter::Never | RetryAfter::Unknown => Duration::MAX,
-        };
-        wait(self) > wait(other)
-    }
 }
 
 impl From<Refusal> for Rejected {
     fn from(refusal: Refusal) -> Self {
-        Self::new(refusal.kind, crate::NAME)
+        let rejected = Self::new(refusal.kind, crate::NAME)
             .with_retry_after(refusal.retry_after)
-            .with_shared_source(refusal.detail)
+            .with_shared_source(refusal.detail);
+        #[cfg(feature = "http")]
+        if let Some(headers) = refusal.headers {
+            return rejected.with_headers(*headers);
+        }
+        rejected
     }
 }

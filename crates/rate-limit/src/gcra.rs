@@ -4,12 +4,12 @@
 //! It counts in parts of a nanosecond of which `q` make one, with `q = rate / gcd(rate, per)`, so that a permit is worth
 //! a whole number `p = per / gcd` of them and nothing is ever rounded.
 
-#[cfg(loom)]
-use loom::sync::atomic::{AtomicU64, Ordering::Relaxed};
-#[cfg(not(loom))]
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::{Relaxed, Release};
 
-use crate::policy::{Denied, Level, State};
+use crate::{
+    policy::{Denied, Level, State},
+    sync::AtomicU64,
+};
 
 /// A quota, in its own unit of time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +71,11 @@ impl Gcra {
         tat.max(self.clock(now)).saturating_add(self.worth(n))
     }
 
+    /// [`charge`](Self::charge) for a call that was admitted before: as of then, as long as the key remembers it.
+    pub(crate) fn amend(&self, tat: u128, now: u64, n: u64) -> u128 {
+        if tat == 0 { self.charge(tat, now, n) } else { tat.saturating_add(self.worth(n)) }
+    }
+
     /// Gives `n` permits back. A key never gets fuller than full.
     pub(crate) fn refund(&self, tat: u128, now: u64, n: u64) -> u128 {
         let least = tat.min(self.clock(now));
@@ -80,6 +85,11 @@ impl Gcra {
     /// Whether a key cannot be told from one that nobody has used.
     pub(crate) fn is_fresh(&self, tat: u128, now: u64) -> bool {
         tat <= self.clock(now)
+    }
+
+    /// The rate in its lowest terms: so many in so many nanoseconds.
+    pub(crate) fn rate(&self) -> (u64, u64) {
+        (self.q, self.p)
     }
 
     pub(crate) fn capacity(&self) -> u64 {
@@ -109,6 +119,10 @@ impl Gcra {
 #[derive(Debug)]
 pub(crate) struct Cell {
     tat: AtomicU64,
+    q: u64,
+    p: u64,
+    burst: u64,
+    span: u64,
     /// Until when 64 bits are enough. Time stands still then: too little is admitted, never too much.
     end: u64,
 }
@@ -116,7 +130,43 @@ pub(crate) struct Cell {
 impl Cell {
     /// `None` if 64 bits are not enough for this quota.
     pub(crate) fn new(gcra: &Gcra) -> Option<Self> {
-        Some(Self { tat: AtomicU64::new(0), end: gcra.end_of_a_cell()? })
+        let Gcra { q, p, burst, span } = *gcra;
+        let (span, end) = (u64::try_from(span).ok()?, gcra.end_of_a_cell()?);
+        Some(Self { tat: AtomicU64::new(0), q, p, burst, span, end })
+    }
+
+    /// [`Gcra::take`] in one step.
+    #[inline]
+    pub(crate) fn take(&self, now: u64, n: u64) -> Result<(), Denied> {
+        let mut tat = self.tat.load(Relaxed);
+        loop {
+            match self.tat.compare_exchange_weak(tat, self.after(tat, now, n)?, Relaxed, Relaxed) {
+                Ok(_) => return Ok(()),
+                Err(seen) => tat = seen,
+            }
+        }
+    }
+
+    /// What [`take`](Self::take) would say.
+    pub(crate) fn look(&self, now: u64, n: u64) -> Result<(), Denied> {
+        self.after(self.tat.load(Relaxed), now, n).map(drop)
+    }
+
+    /// The theoretical arrival time after `n` permits are taken. No product or sum here is too great for 64 bits until
+    /// `end`.
+    #[inline]
+    fn after(&self, tat: u64, now: u64, n: u64) -> Result<u64, Denied> {
+        if n > self.burst {
+            return Err(Denied::Never);
+        }
+        let cost = n * self.p;
+        let (clock, room) = (now.min(self.end) * self.q, self.span - cost);
+        let base = tat.max(clock);
+        let used = base - clock;
+        if used > room {
+            return Err(Denied::Wait((used - room).div_ceil(self.q)));
+        }
+        Ok(base + cost)
     }
 
     /// Changes the state in one step: `change` sees it and the time, and may be asked again.
@@ -143,9 +193,10 @@ impl Cell {
         [self.tat.load(Relaxed), 0]
     }
 
-    /// The state, which lives elsewhere from now on: here everything is denied.
+    /// The state, which lives elsewhere from now on: here everything is denied. Whoever is sees what was stored before,
+    /// after a fence.
     pub(crate) fn close(&self) -> State {
-        [self.tat.swap(u64::MAX, Relaxed), 0]
+        [self.tat.swap(u64::MAX, Release), 0]
     }
 }
 

@@ -10,10 +10,10 @@ use std::{
 
 use crate::{
     account::{Account, Home, lock, wake_all},
-    limiter::Count,
-    policy::{Denied, Policy, State},
+    part::{Entry, Part},
+    policy::{Denied, Policy, Terms},
     queue::Queue,
-    table::Table,
+    stats::{Count, Counts},
 };
 
 /// The states of a limiter with keys, in parts that are locked by themselves.
@@ -38,27 +38,6 @@ struct Shard<K> {
     gate: Mutex<()>,
 }
 
-#[derive(Debug)]
-struct Part<K> {
-    states: Table<K, State>,
-    policies: Table<K, Policy>,
-    queues: Table<K, Queue>,
-    counts: [u64; 3],
-}
-
-impl<K> Part<K> {
-    fn drop_fresh(&mut self, policy: &Policy, now: u64) -> usize
-    where
-        K: Eq,
-    {
-        let Self { states, policies, .. } = self;
-        states.rebuild(|key, hash, state| {
-            let policy = policies.get(hash, key).unwrap_or(policy);
-            !policy.is_fresh(*state, now)
-        })
-    }
-}
-
 /// A key on its way to a look-up: borrowed if that is enough.
 pub(crate) struct Asked<'a, Q: ?Sized> {
     pub(crate) hash: NonZeroU64,
@@ -67,9 +46,7 @@ pub(crate) struct Asked<'a, Q: ?Sized> {
 
 impl<K: Hash + Eq> Keyed<K> {
     pub(crate) fn new(policy: Policy, max_keys: usize) -> Self {
-        let part =
-            || Part { states: Table::new(), policies: Table::new(), queues: Table::new(), counts: [0; 3] };
-        let shard = || Shard { part: Mutex::new(part()), gate: Mutex::new(()) };
+        let shard = || Shard { part: Mutex::new(Part::new()), gate: Mutex::new(()) };
         Self {
             policy,
             hasher: RandomState::new(),
@@ -102,19 +79,26 @@ impl<K: Hash + Eq> Keyed<K> {
         K: Borrow<Q>,
         Q: Eq + ToOwned<Owned = K> + ?Sized,
     {
-        let mut part = lock(&self.shard(asked.hash).part);
-        if part.queues.is_empty()
-            && part.policies.is_empty()
-            && let Some(state) = part.states.get_mut(asked.hash, asked.key)
+        let Asked { hash, key } = *asked;
+        let mut part = lock(&self.shard(hash).part);
+        let taken = if part.is_plain()
+            && let Some(entry) = part.entries.get_mut(hash, key)
         {
-            let taken = self.policy.take(*state, now, n).map(|next| *state = next);
-            let count = if taken.is_ok() { Count::Admitted } else { Count::Refused };
-            part.counts[count as usize] += 1;
-            return taken;
-        }
-        drop(part);
-        let taken = self.with(asked, now, |account| account.take(now, n)).and_then(|taken| taken);
-        self.count(asked.hash, if taken.is_ok() { Count::Admitted } else { Count::Refused });
+            let taken = self.policy.take(entry.state, now, n).map(|next| entry.state = next);
+            let n = &mut entry.counts[usize::from(taken.is_err())];
+            if *n < u32::MAX {
+                *n += 1;
+                part.counts[usize::from(taken.is_err())] += 1;
+                return taken;
+            }
+            taken
+        } else {
+            drop(part);
+            let taken = self.with(asked, now, |account| account.take(now, n)).and_then(|taken| taken);
+            part = lock(&self.shard(hash).part);
+            taken
+        };
+        part.count(hash, key, Count::of(&taken));
         taken
     }
 
@@ -131,21 +115,27 @@ impl<K: Hash + Eq> Keyed<K> {
     {
         let Asked { hash, key } = *asked;
         let (mut part, reserved) = self.room_for(hash, key, now)?;
-        let Part { states, policies, queues, .. } = &mut *part;
-        let policy = *policies.get(hash, key).unwrap_or(&self.policy);
-        let (mut fresh, mut nobody) = ([0, 0], Queue::default());
+        let terms = part.terms(hash, key, &self.policy);
+        let Part { entries, queues, holds, .. } = &mut *part;
+        let (mut fresh, mut nobody) = (Entry::default(), Queue::default());
         let mut account = Account {
-            policy,
-            state: Home::Plain(states.get_mut(hash, key).unwrap_or(&mut fresh)),
+            terms,
+            state: Home::Plain(&mut entries.get_mut(hash, key).unwrap_or(&mut fresh).state),
             queue: queues.get_mut(hash, key).unwrap_or(&mut nobody),
             wake: Vec::new(),
         };
         let told = look(&mut account);
         let (wake, empty) = (std::mem::take(&mut account.wake), account.queue.is_empty());
-        if reserved && !policy.is_fresh(fresh, now) {
-            states.insert(hash, key.to_owned(), fresh);
+        let hold = account.terms.hold;
+        if reserved && (!terms.policy.is_fresh(fresh.state, now) || now < hold) {
+            entries.insert(hash, key.to_owned(), fresh);
         } else {
             self.keys.fetch_sub(usize::from(reserved), Relaxed);
+        }
+        if hold > terms.hold {
+            holds.set(hash, key.to_owned(), hold);
+        } else if hold > 0 && hold <= now {
+            holds.remove(hash, key);
         }
         if !nobody.is_empty() {
             queues.set(hash, key.to_owned(), nobody);
@@ -172,10 +162,10 @@ impl<K: Hash + Eq> Keyed<K> {
         let shard = self.shard(hash);
         for swept in [false, true] {
             let mut part = lock(&shard.part);
-            if part.states.get(hash, key).is_some() {
+            if part.entries.get(hash, key).is_some() {
                 return Ok((part, false));
             }
-            if part.states.is_full() {
+            if part.entries.is_full() {
                 let gone = part.drop_fresh(&self.policy, now);
                 self.keys.fetch_sub(gone, Relaxed);
             }
@@ -199,9 +189,9 @@ impl<K: Hash + Eq> Keyed<K> {
             let mut part = lock(&shard.part);
             let gone = part.drop_fresh(&self.policy, now);
             self.keys.fetch_sub(gone, Relaxed);
-            for (key, hash, state) in part.states.iter() {
-                let policy = part.policies.get(hash, key).unwrap_or(&self.policy);
-                soonest = soonest.min(policy.level(*state, now).reset_after);
+            for (key, hash, entry) in part.entries.iter() {
+                let terms = part.terms(hash, key, &self.policy);
+                soonest = soonest.min(terms.level(entry.state, now).reset_after);
             }
         }
         self.full_until.store(now.saturating_add(soonest), Relaxed);
@@ -212,13 +202,13 @@ impl<K: Hash + Eq> Keyed<K> {
         let hash = asked.hash;
         let mut part = lock(&self.shard(hash).part);
         let new = policy.unwrap_or(self.policy);
-        let old = *part.policies.get(hash, &key).unwrap_or(&self.policy);
+        let Terms { policy: old, hold } = part.terms(hash, &key, &self.policy);
         let mut wake = Vec::new();
-        if let Some(state) = part.states.get_mut(hash, &key) {
-            *state = old.convert(*state, now, &new);
-            let state = *state;
+        if let Some(entry) = part.entries.get_mut(hash, &key) {
+            entry.state = old.convert(entry.state, now, &new);
+            let state = entry.state;
             if let Some(queue) = part.queues.get_mut(hash, &key) {
-                queue.reckon(&new, state, now, &mut wake);
+                queue.reckon(&Terms { policy: new, hold }, state, now, &mut wake);
             }
         }
         match policy {
@@ -234,12 +224,27 @@ impl<K: Hash + Eq> Keyed<K> {
         &self.shard(hash).gate
     }
 
-    pub(crate) fn count(&self, hash: NonZeroU64, count: Count) {
-        lock(&self.shard(hash).part).counts[count as usize] += 1;
+    pub(crate) fn count<Q>(&self, asked: &Asked<'_, Q>, count: Count)
+    where
+        K: Borrow<Q>,
+        Q: Eq + ToOwned<Owned = K> + ?Sized,
+    {
+        lock(&self.shard(asked.hash).part).count(asked.hash, asked.key, count);
     }
 
-    pub(crate) fn counted(&self, count: Count) -> u64 {
-        self.shards.iter().map(|shard| lock(&shard.part).counts[count as usize]).sum()
+    pub(crate) fn counts_of<Q>(&self, asked: &Asked<'_, Q>) -> Counts
+    where
+        K: Borrow<Q>,
+        Q: Eq + ?Sized,
+    {
+        lock(&self.shard(asked.hash).part).counts_of(asked.hash, asked.key)
+    }
+
+    pub(crate) fn counts(&self) -> Counts {
+        self.shards.iter().fold([0; 3], |sum, shard| {
+            let counts = lock(&shard.part).counts;
+            std::array::from_fn(|n| sum[n] + counts[n])
+        })
     }
 
     pub(crate) fn queued(&self) -> usize {
@@ -248,6 +253,6 @@ impl<K: Hash + Eq> Keyed<K> {
     }
 
     pub(crate) fn keys(&self) -> usize {
-        self.shards.iter().map(|shard| lock(&shard.part).states.len()).sum()
+        self.shards.iter().map(|shard| lock(&shard.part).entries.len()).sum()
     }
 }

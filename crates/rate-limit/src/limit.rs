@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use crate::{Quota, Window, policy::Policy};
+use crate::{Measure, Quota, Window, policy::Policy};
 
 /// A quota or a window, with the name that refusals tell and the number of keys that it is kept for.
 ///
@@ -13,17 +13,11 @@ use crate::{Quota, Window, policy::Policy};
 #[derive(Clone, Debug)]
 pub struct Limit {
     pub(crate) name: Box<str>,
-    pub(crate) kind: Kind,
+    pub(crate) measure: Measure,
     pub(crate) max_keys: usize,
 }
 
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Kind {
-    Quota(Quota),
-    Window(Window),
-}
-
-impl Kind {
+impl Measure {
     pub(crate) fn policy(self) -> Policy {
         match self {
             Self::Quota(quota) => Policy::Gcra(quota.gcra()),
@@ -57,14 +51,14 @@ impl Limit {
 impl From<Quota> for Limit {
     /// A limit named `default`.
     fn from(quota: Quota) -> Self {
-        Self { name: "default".into(), kind: Kind::Quota(quota), max_keys: 1_000_000 }
+        Self { name: "default".into(), measure: Measure::Quota(quota), max_keys: 1_000_000 }
     }
 }
 
 impl From<Window> for Limit {
     /// A limit named `default`.
     fn from(window: Window) -> Self {
-        Self { name: "default".into(), kind: Kind::Window(window), max_keys: 1_000_000 }
+        Self { name: "default".into(), measure: Measure::Window(window), max_keys: 1_000_000 }
     }
 }
 

@@ -1,10 +1,9 @@
 use std::{
     borrow::Borrow,
     hash::Hash,
-    num::NonZeroU64,
     sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -13,13 +12,11 @@ use bartizan_core::Rejected;
 use tokio::time::Instant;
 
 use crate::{
-    Exceeded, Limit, RateLimitLayer, Rule,
-    account::{Account, lock},
-    error::Refusal,
-    keyed::{Asked, Keyed},
+    Exceeded, KeyStats, Limit, Rule, Stats,
+    cells::{Cells, Seen, Shared},
+    keyed::Keyed,
     one::One,
-    policy::{Denied, Level, Policy},
-    rule::{Each, Unkeyed},
+    policy::{Level, Policy},
 };
 
 /// A limit's state: made once, shared by every layer, service and clone that is made from it.
@@ -41,31 +38,7 @@ use crate::{
 /// assert_eq!(limiter.stats().refused, 1);
 /// ```
 #[derive(Debug)]
-pub struct RateLimiter<K = ()>(Arc<Shared<K>>);
-
-#[derive(Debug)]
-struct Shared<K> {
-    detail: Arc<Exceeded>,
-    policy: Policy,
-    birth: Instant,
-    cells: Cells<K>,
-    /// Whether a layer asks this limit together with others: then all callers pass its gates.
-    gated: AtomicBool,
-}
-
-#[derive(Debug)]
-enum Cells<K> {
-    One(One),
-    Keyed(Keyed<K>),
-}
-
-/// What is counted.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Count {
-    Admitted,
-    Refused,
-    TimedOut,
-}
+pub struct RateLimiter<K = ()>(pub(crate) Arc<Shared<K>>);
 
 impl<K> Clone for RateLimiter<K> {
     fn clone(&self) -> Self {
@@ -77,13 +50,8 @@ impl RateLimiter {
     /// One limit for everything that passes.
     pub fn new(limit: impl Into<Limit>) -> Self {
         let limit = limit.into();
-        let policy = limit.kind.policy();
+        let policy = limit.measure.policy();
         Self::build(limit.name, policy, Cells::One(One::new(policy)))
-    }
-
-    /// A layer that refuses what this limit does not let pass.
-    pub fn layer(&self) -> RateLimitLayer<Rule<(), Unkeyed, Each>> {
-        RateLimitLayer::new(self.rule())
     }
 }
 
@@ -91,7 +59,7 @@ impl<K: Hash + Eq> RateLimiter<K> {
     /// A limit for each key by itself.
     pub fn keyed(limit: impl Into<Limit>) -> Self {
         let limit = limit.into();
-        let policy = limit.kind.policy();
+        let policy = limit.measure.policy();
         Self::build(limit.name, policy, Cells::Keyed(Keyed::new(policy, limit.max_keys)))
     }
 }
@@ -105,37 +73,19 @@ impl<K> RateLimiter<K> {
             birth: Instant::now(),
             cells,
             gated,
+            link: OnceLock::new(),
+            store_failures: AtomicU64::new(0),
         }))
     }
 
     /// This limit as a part of a layer: say what a call's key is and what it costs, then make it a layer.
-    pub fn rule(&self) -> Rule<K, Unkeyed, Each> {
+    pub fn rule(&self) -> Rule<K> {
         Rule::new(self.clone())
     }
 
     /// The name that refusals tell.
     pub fn name(&self) -> &str {
         self.0.detail.limit()
-    }
-
-    pub(crate) fn gate_from_now_on(&self) {
-        self.0.gated.store(true, Relaxed);
-    }
-
-    /// Nanoseconds since this limiter was made.
-    #[inline]
-    pub(crate) fn nanos(&self, now: Instant) -> u64 {
-        u64::try_from(now.saturating_duration_since(self.0.birth).as_nanos()).unwrap_or(u64::MAX)
-    }
-
-    /// When so many nanoseconds since then have passed.
-    pub(crate) fn instant(&self, nanos: u64) -> Instant {
-        self.0.birth + Duration::from_nanos(nanos)
-    }
-
-    #[cold]
-    pub(crate) fn refusal(&self, denied: Denied) -> Refusal {
-        Refusal::new(denied, &self.0.detail)
     }
 }
 
@@ -170,36 +120,57 @@ impl<K: Hash + Eq> RateLimiter<K> {
 
     /// Corrects what was `reserved` for a call of `key` to what it `actual`ly cost.
     ///
-    /// What it cost more is charged, and owed if it is not there. What it cost less is given back, though a key never
-    /// gets fuller than full.
+    /// What it cost more is charged as if it had been known when the call came, and owed if it is not there; of a key
+    /// that has been full and forgotten meanwhile it is charged now. What it cost less is given back, though a key
+    /// never gets fuller than full.
     pub fn settle<Q>(&self, key: &Q, reserved: u64, actual: u64)
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
-        if reserved != actual {
+        if reserved == actual {
+            return;
+        }
+        let asked = self.ask(key);
+        if let Some(link) = self.0.link.get() {
+            (link.sink.0)(&self.store_ask(&asked, reserved), actual);
+        } else {
             let now = self.nanos(Instant::now());
             // Only a key that is full again and for which there is no room any more is out of reach.
-            let _ = self.with(&self.ask(key), now, |account| account.settle(now, reserved, actual));
+            let _ = self.with(&asked, now, |account| account.settle(now, reserved, actual));
         }
     }
 
-    /// What is left for `key` now.
+    /// Lets nothing of `key` pass for `time` from now on, since whoever is behind the limit said so.
+    ///
+    /// What waits then waits on, or is refused if that is too long for it. A hold that lasts longer already is not
+    /// shortened. If `max_keys` others are in use, it is not remembered.
+    pub fn hold<Q>(&self, key: &Q, time: Duration)
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+    {
+        let now = self.nanos(Instant::now());
+        let until = now.saturating_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+        let _ = self.with(&self.ask(key), now, |account| account.hold(now, until));
+    }
+
+    /// What is left for `key` now, and what was counted of it.
     pub fn stats_of<Q>(&self, key: &Q) -> KeyStats
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
         let now = self.nanos(Instant::now());
-        let seen = self.with(&self.ask(key), now, |account| {
-            account.advance(now);
-            (account.level(now), account.queue.len(), account.policy.capacity())
-        });
-        let policy = &self.0.policy;
-        let (level, queued, capacity) =
-            seen.unwrap_or_else(|_| (policy.level([0, 0], now), 0, policy.capacity()));
+        let asked = self.ask(key);
+        let Seen { terms, level, queued, .. } = self.see(&asked, now);
+        let [admitted, refused, timed_out] = match &self.0.cells {
+            Cells::One(one) => one.counts(),
+            Cells::Keyed(keyed) => keyed.counts_of(&asked),
+        };
         let Level { available, remaining, reset_after } = level;
-        KeyStats { available, remaining, capacity, queued, reset_after: Duration::from_nanos(reset_after) }
+        let (capacity, reset_after) = (terms.policy.capacity(), Duration::from_nanos(reset_after));
+        KeyStats { available, remaining, capacity, reset_after, queued, admitted, refused, timed_out }
     }
 
     /// What has passed and what is remembered now.
@@ -207,7 +178,7 @@ impl<K: Hash + Eq> RateLimiter<K> {
         let now = self.nanos(Instant::now());
         let (queued, keys) = match &self.0.cells {
             Cells::One(one) => {
-                let used = one.with(|account| account.level(now).reset_after > 0);
+                let used = one.with(now, |account| account.level(now).reset_after > 0);
                 (one.queued(), usize::from(used))
             }
             Cells::Keyed(keyed) => {
@@ -215,13 +186,12 @@ impl<K: Hash + Eq> RateLimiter<K> {
                 (keyed.queued(), keyed.keys())
             }
         };
-        Stats {
-            admitted: self.counted(Count::Admitted),
-            refused: self.counted(Count::Refused),
-            timed_out: self.counted(Count::TimedOut),
-            queued,
-            keys,
-        }
+        let [admitted, refused, timed_out] = match &self.0.cells {
+            Cells::One(one) => one.counts(),
+            Cells::Keyed(keyed) => keyed.counts(),
+        };
+        let store_failures = self.0.store_failures.load(Relaxed);
+        Stats { admitted, refused, timed_out, queued, keys, store_failures }
     }
 
     /// Gives `key` a limit of its own, from now on. What it has used it has used still, though never more than the new
@@ -229,7 +199,7 @@ impl<K: Hash + Eq> RateLimiter<K> {
     ///
     /// Own limits are remembered until [`reset_quota`](Self::reset_quota), and do not count as keys.
     pub fn set_quota(&self, key: K, limit: impl Into<Limit>) {
-        self.change(key, Some(limit.into().kind.policy()));
+        self.change(key, Some(limit.into().measure.policy()));
     }
 
     /// Gives `key` the limiter's own limit again.
@@ -244,115 +214,4 @@ impl<K: Hash + Eq> RateLimiter<K> {
             Cells::Keyed(keyed) => keyed.set_policy(key, policy, now),
         }
     }
-
-    #[inline]
-    pub(crate) fn ask<'a, Q: Hash + ?Sized>(&self, key: &'a Q) -> Asked<'a, Q> {
-        match &self.0.cells {
-            Cells::One(_) => Asked { hash: NonZeroU64::MIN, key },
-            Cells::Keyed(keyed) => keyed.ask(key),
-        }
-    }
-
-    #[inline]
-    pub(crate) fn take<Q>(&self, asked: &Asked<'_, Q>, now: u64, n: u64) -> Result<(), Denied>
-    where
-        K: Borrow<Q>,
-        Q: Eq + ToOwned<Owned = K> + ?Sized,
-    {
-        self.gated(asked.hash, || self.take_inside(asked, now, n))
-    }
-
-    /// Does something behind the gate, if there is one.
-    #[inline]
-    pub(crate) fn gated<T>(&self, hash: NonZeroU64, take: impl FnOnce() -> T) -> T {
-        let _gate = self.0.gated.load(Relaxed).then(|| lock(self.gate(hash)));
-        take()
-    }
-
-    /// [`take`](Self::take) for whoever has the gate.
-    #[inline]
-    pub(crate) fn take_inside<Q>(&self, asked: &Asked<'_, Q>, now: u64, n: u64) -> Result<(), Denied>
-    where
-        K: Borrow<Q>,
-        Q: Eq + ToOwned<Owned = K> + ?Sized,
-    {
-        match &self.0.cells {
-            Cells::One(one) => {
-                let taken = one.take(now, n);
-                one.count(if taken.is_ok() { Count::Admitted } else { Count::Refused });
-                taken
-            }
-            Cells::Keyed(keyed) => keyed.take(asked, now, n),
-        }
-    }
-
-    /// Looks at a key. Denied if there is no room for one more.
-    pub(crate) fn with<Q, T>(
-        &self,
-        asked: &Asked<'_, Q>,
-        now: u64,
-        look: impl FnOnce(&mut Account<'_>) -> T,
-    ) -> Result<T, Denied>
-    where
-        K: Borrow<Q>,
-        Q: Eq + ToOwned<Owned = K> + ?Sized,
-    {
-        match &self.0.cells {
-            Cells::One(one) => Ok(one.with(look)),
-            Cells::Keyed(keyed) => keyed.with(asked, now, look),
-        }
-    }
-
-    pub(crate) fn gate(&self, hash: NonZeroU64) -> &Mutex<()> {
-        match &self.0.cells {
-            Cells::One(one) => one.gate(),
-            Cells::Keyed(keyed) => keyed.gate(hash),
-        }
-    }
-
-    pub(crate) fn count(&self, hash: NonZeroU64, count: Count) {
-        match &self.0.cells {
-            Cells::One(one) => one.count(count),
-            Cells::Keyed(keyed) => keyed.count(hash, count),
-        }
-    }
-
-    fn counted(&self, count: Count) -> u64 {
-        match &self.0.cells {
-            Cells::One(one) => one.counted(count),
-            Cells::Keyed(keyed) => keyed.counted(count),
-        }
-    }
-}
-
-/// What a limiter has done, and what it remembers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Stats {
-    /// Calls that passed, after a wait or without one.
-    pub admitted: u64,
-    /// Calls refused, those that waited in vain included.
-    pub refused: u64,
-    /// Calls that waited in vain.
-    pub timed_out: u64,
-    /// Calls that wait now.
-    pub queued: usize,
-    /// Keys that are not full now; without keys 1 or 0.
-    pub keys: usize,
-}
-
-/// What is left for a key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct KeyStats {
-    /// Permits that are there now; below 0 what is owed.
-    pub available: i64,
-    /// Permits that are there now.
-    pub remaining: u64,
-    /// The most that can be there.
-    pub capacity: u64,
-    /// Calls that wait now.
-    pub queued: usize,
-    /// When the key is full again if nothing comes any more.
-    pub reset_after: Duration,
 }

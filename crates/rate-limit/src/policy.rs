@@ -1,4 +1,5 @@
 use crate::{
+    Measure, Quota, Window,
     gcra::Gcra,
     window::{Frame, Sliding},
 };
@@ -14,13 +15,13 @@ pub(crate) enum Policy {
 /// What is known of a key. All zero for one that nobody has used.
 pub(crate) type State = [u64; 2];
 
-/// Why permits were not there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Why permits were not there. What has to be waited for longer is greater.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Denied {
-    /// It costs more than there can ever be.
-    Never,
     /// They will be there after so many nanoseconds, if nobody else takes them.
     Wait(u64),
+    /// It costs more than there can ever be.
+    Never,
 }
 
 /// What is left of a key.
@@ -57,6 +58,13 @@ impl Policy {
         }
     }
 
+    pub(crate) fn amend(&self, state: State, now: u64, n: u64) -> State {
+        match self {
+            Self::Gcra(gcra) => split(gcra.amend(join(state), now, n)),
+            Self::Fixed(_) | Self::Sliding(_) => self.charge(state, now, n),
+        }
+    }
+
     pub(crate) fn refund(&self, state: State, now: u64, n: u64) -> State {
         match self {
             Self::Gcra(gcra) => split(gcra.refund(join(state), now, n)),
@@ -80,11 +88,74 @@ impl Policy {
         to.charge(to.charge([0, 0], now, used), now, owed)
     }
 
+    /// In how many nanoseconds all of it is there again.
+    #[cfg(feature = "http")]
+    pub(crate) fn period(&self) -> u64 {
+        match self {
+            Self::Gcra(gcra) => gcra.level(gcra.charge(0, 0, gcra.capacity()), 0).reset_after,
+            Self::Fixed(frame) => frame.window(),
+            Self::Sliding(sliding) => sliding.window(),
+        }
+    }
+
+    /// What it was made from, or what counts the same.
+    pub(crate) fn measure(&self) -> Measure {
+        match self {
+            Self::Gcra(gcra) => Measure::Quota(Quota::of(gcra)),
+            Self::Fixed(frame) => Measure::Window(Window::of(frame, false)),
+            Self::Sliding(sliding) => Measure::Window(Window::of(&sliding.0, true)),
+        }
+    }
+
     pub(crate) fn capacity(&self) -> u64 {
         match self {
             Self::Gcra(gcra) => gcra.capacity(),
             Self::Fixed(frame) => frame.limit(),
             Self::Sliding(sliding) => sliding.limit(),
+        }
+    }
+}
+
+/// What holds for a key: its policy, and until when nothing passes at all.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Terms {
+    pub(crate) policy: Policy,
+    pub(crate) hold: u64,
+}
+
+impl Terms {
+    #[inline]
+    pub(crate) fn take(&self, state: State, now: u64, n: u64) -> Result<State, Denied> {
+        if now >= self.hold {
+            return self.policy.take(state, now, n);
+        }
+        let (_, at) = self.serve(state, now, n)?;
+        Err(Denied::Wait(at - now))
+    }
+
+    /// When a call of this cost is served by a key in this state, and the key's state then.
+    pub(crate) fn serve(&self, state: State, now: u64, n: u64) -> Result<(State, u64), Denied> {
+        let from = now.max(self.hold);
+        match self.policy.take(state, from, n) {
+            Ok(state) => Ok((state, from)),
+            Err(Denied::Wait(wait)) => {
+                let at = from.saturating_add(wait);
+                Ok((self.policy.take(state, at, n)?, at))
+            }
+            Err(never) => Err(never),
+        }
+    }
+
+    /// What is left at `now`. A key that is held has nothing, and is full again when it is let go at the earliest.
+    pub(crate) fn level(&self, state: State, now: u64) -> Level {
+        let level = self.policy.level(state, now);
+        match self.hold.checked_sub(now) {
+            None | Some(0) => level,
+            Some(held) => Level {
+                available: level.available.min(0),
+                remaining: 0,
+                reset_after: level.reset_after.max(held),
+            },
         }
     }
 }

@@ -9,7 +9,7 @@ use std::{
     task::Waker,
 };
 
-use crate::policy::{Denied, Policy, State};
+use crate::policy::{Denied, State, Terms};
 
 /// A waiter's end of its place in a queue. Only changed under the lock of the queue.
 #[derive(Debug)]
@@ -81,19 +81,19 @@ impl Queue {
     }
 
     /// How long a call that comes now has to wait behind all others, and the state thereafter.
-    fn behind(&mut self, policy: &Policy, state: State, now: u64, cost: u64) -> Result<(State, u64), Denied> {
+    fn behind(&mut self, terms: &Terms, state: State, now: u64, cost: u64) -> Result<(State, u64), Denied> {
         let (state, free) = match self.tail {
             Some(tail) => tail,
             None => *self.tail.insert(self.waiters.iter().fold((state, now), |(state, at), waiter| {
-                serve(policy, state, at, waiter.cost).unwrap_or((state, at))
+                terms.serve(state, at, waiter.cost).unwrap_or((state, at))
             })),
         };
-        serve(policy, state, free.max(now), cost)
+        terms.serve(state, free.max(now), cost)
     }
 
     /// How long a call that comes now would have to wait.
-    pub(crate) fn wait(&mut self, policy: &Policy, state: State, now: u64, cost: u64) -> Denied {
-        match self.behind(policy, state, now, cost) {
+    pub(crate) fn wait(&mut self, terms: &Terms, state: State, now: u64, cost: u64) -> Denied {
+        match self.behind(terms, state, now, cost) {
             Ok((_, at)) => Denied::Wait((at - now).max(1)),
             Err(denied) => denied,
         }
@@ -102,13 +102,13 @@ impl Queue {
     /// Puts a call at the end, and says when its turn comes.
     pub(crate) fn join(
         &mut self,
-        policy: &Policy,
+        terms: &Terms,
         state: State,
         now: u64,
         cost: u64,
         max_wait: u64,
     ) -> Result<(Arc<Place>, u64), Denied> {
-        let (after, at) = self.behind(policy, state, now, cost)?;
+        let (after, at) = self.behind(terms, state, now, cost)?;
         if at - now > max_wait {
             return Err(Denied::Wait(at - now));
         }
@@ -130,8 +130,11 @@ impl Queue {
         while let Some(head) = self.waiters.front_mut() {
             let due = head.armed.clamp(now.saturating_sub(TICK), now);
             let taken = take(due, head.cost).or_else(|_| {
-                self.tail = None;
-                take(now, head.cost)
+                let late = take(now, head.cost);
+                if late.is_ok() {
+                    self.tail = None;
+                }
+                late
             });
             match taken {
                 Ok(()) => {
@@ -140,6 +143,10 @@ impl Queue {
                 }
                 Err(Denied::Wait(wait)) => {
                     let at = now.saturating_add(wait);
+                    // As long as it is served when it was to be, so are those behind it: nobody has to count again.
+                    if at != head.armed {
+                        self.tail = None;
+                    }
                     if at.saturating_sub(TICK) > head.deadline {
                         head.place.decide(Fate::Doomed(wait));
                         self.tail = None;
@@ -170,9 +177,9 @@ impl Queue {
     }
 
     /// The key's state changed by other means: whoever would now wait too long is told.
-    pub(crate) fn reckon(&mut self, policy: &Policy, state: State, now: u64, wake: &mut Vec<Waker>) {
+    pub(crate) fn reckon(&mut self, terms: &Terms, state: State, now: u64, wake: &mut Vec<Waker>) {
         let (mut state, mut at) = (state, now);
-        self.waiters.retain_mut(|waiter| match serve(policy, state, at, waiter.cost) {
+        self.waiters.retain_mut(|waiter| match terms.serve(state, at, waiter.cost) {
             Ok((next, then)) if then.saturating_sub(TICK) <= waiter.deadline => {
                 (state, at) = (next, then);
                 // Its timer rings before and is set anew then. One that rings too late is the head's to notice.
@@ -193,7 +200,7 @@ impl Queue {
     pub(crate) fn sleep(
         &mut self,
         place: &Arc<Place>,
-        policy: &Policy,
+        terms: &Terms,
         state: State,
         now: u64,
         waker: &Waker,
@@ -208,7 +215,7 @@ impl Queue {
             // The head knows its time. Another one whose time has passed looks again with whoever is before it.
             let mut at = (state, now);
             for before in self.waiters.range(..=index) {
-                at = serve(policy, at.0, at.1, before.cost).unwrap_or(at);
+                at = terms.serve(at.0, at.1, before.cost).unwrap_or(at);
             }
             self.waiters[index].armed = at.1.max(now.saturating_add(1));
         }
@@ -226,18 +233,6 @@ impl Queue {
     fn index(&self, place: &Arc<Place>) -> Option<usize> {
         let index = self.waiters.binary_search_by_key(&place.number, |waiter| waiter.place.number).ok()?;
         Arc::ptr_eq(&self.waiters[index].place, place).then_some(index)
-    }
-}
-
-/// When a call of this cost is served by a key in this state, and the key's state then.
-fn serve(policy: &Policy, state: State, now: u64, cost: u64) -> Result<(State, u64), Denied> {
-    match policy.take(state, now, cost) {
-        Ok(state) => Ok((state, now)),
-        Err(Denied::Wait(wait)) => {
-            let at = now.saturating_add(wait);
-            Ok((policy.take(state, at, cost)?, at))
-        }
-        Err(never) => Err(never),
     }
 }
 

@@ -137,6 +137,11 @@ impl Quota {
         }
     }
 
+    pub(crate) fn of(gcra: &Gcra) -> Self {
+        let (rate, per) = gcra.rate();
+        Self { rate, per, burst: gcra.capacity() }
+    }
+
     pub(crate) const fn gcra(self) -> Gcra {
         Gcra::new(self.rate, self.per, self.burst).expect("checked when the quota was made")
     }

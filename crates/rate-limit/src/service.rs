@@ -1,31 +1,30 @@
 use std::{
-    borrow::Borrow,
     fmt,
-    hash::Hash,
     task::{Context, Poll},
 };
 
-use bartizan_core::BoxError;
+use bartizan_core::{BoxError, Extent, UntilResponse};
 use tower_service::Service;
 
 use crate::{
-    KeyOf, QueuedFuture, ResponseFuture, Rule,
+    QueuedFuture, ResponseFuture,
+    after::Charge,
     layer::{Queue, Reject},
-    rule::{CostOf, Refused, Rules},
-    ticket::Ticket,
+    rules::{Refused, RulesFor},
 };
 
 /// The service of a [`RateLimitLayer`](crate::RateLimitLayer).
 #[derive(Clone)]
-pub struct RateLimit<S, R, M = Reject> {
-    inner: S,
-    rules: R,
-    mode: M,
+pub struct RateLimit<S, R, M = Reject, E = UntilResponse> {
+    pub(crate) inner: S,
+    pub(crate) rules: R,
+    pub(crate) mode: M,
+    pub(crate) extent: E,
 }
 
-impl<S, R, M> RateLimit<S, R, M> {
-    pub(crate) const fn new(inner: S, rules: R, mode: M) -> Self {
-        Self { inner, rules, mode }
+impl<S, R, M, E> RateLimit<S, R, M, E> {
+    pub(crate) const fn new(inner: S, rules: R, mode: M, extent: E) -> Self {
+        Self { inner, rules, mode, extent }
     }
 
     /// The service below.
@@ -44,15 +43,20 @@ impl<S, R, M> RateLimit<S, R, M> {
     }
 }
 
-impl<S, R, Req> Service<Req> for RateLimit<S, R>
+/// What a layer answers with: the response, held until the call is over.
+pub(crate) type Held<Req, Res, R, E> =
+    <E as Extent<Res>>::Response<<<R as RulesFor<Req, Res>>::Charge as Charge<Res>>::Guard>;
+
+impl<S, R, E, Req> Service<Req> for RateLimit<S, R, Reject, E>
 where
     S: Service<Req> + Clone,
     S::Error: Into<BoxError>,
-    R: Rules<Req>,
+    R: RulesFor<Req, S::Response>,
+    E: Extent<S::Response>,
 {
-    type Response = S::Response;
+    type Response = Held<Req, S::Response, R, E>;
     type Error = BoxError;
-    type Future = ResponseFuture<S::Future>;
+    type Future = ResponseFuture<S::Future, R::Charge, E>;
 
     #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
@@ -62,7 +66,7 @@ where
     #[inline]
     fn call(&mut self, request: Req) -> Self::Future {
         match self.rules.admit(&request) {
-            Ok(()) => ResponseFuture::admitted(self.inner.call(request)),
+            Ok(charge) => ResponseFuture::admitted(self.inner.call(request), charge, self.extent.clone()),
             Err(Refused(refusal)) => {
                 // The instance that is ready goes, and with it what it holds for a call that is not made.
                 self.inner = self.inner.clone();
@@ -72,17 +76,16 @@ where
     }
 }
 
-impl<S, K, Key, Cost, Req> Service<Req> for RateLimit<S, Rule<K, Key, Cost>, Queue>
+impl<S, R, E, Req> Service<Req> for RateLimit<S, R, Queue, E>
 where
     S: Service<Req> + Clone,
     S::Error: Into<BoxError>,
-    K: Hash + Eq + Clone + Borrow<Key::Asked>,
-    Key: KeyOf<Req, K>,
-    Cost: CostOf<Req>,
+    R: RulesFor<Req, S::Response> + Clone,
+    E: Extent<S::Response>,
 {
-    type Response = S::Response;
+    type Response = Held<Req, S::Response, R, E>;
     type Error = BoxError;
-    type Future = QueuedFuture<S, Req, K>;
+    type Future = QueuedFuture<S, Req, R, E>;
 
     /// The inner service is made ready when the call's turn has come.
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
@@ -90,23 +93,17 @@ where
     }
 
     fn call(&mut self, request: Req) -> Self::Future {
-        let Some(claim) = self.rules.claim(&request) else {
-            return QueuedFuture::passing(self.inner.clone(), request, None);
-        };
-        let limiter = claim.limiter.clone();
-        match Ticket::new(limiter, claim.key.into_owned(), claim.cost, self.mode.0) {
-            Ok(ticket) => QueuedFuture::passing(self.inner.clone(), request, Some(ticket)),
-            Err(refusal) => QueuedFuture::refused(refusal),
-        }
+        let (service, rules) = (self.inner.clone(), self.rules.clone());
+        QueuedFuture::new(service, request, rules, self.mode.0, self.extent.clone())
     }
 }
 
-impl<S: fmt::Debug, R: fmt::Debug, M: fmt::Debug> fmt::Debug for RateLimit<S, R, M> {
+impl<S: fmt::Debug, R: fmt::Debug, M: fmt::Debug, E> fmt::Debug for RateLimit<S, R, M, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RateLimit")
             .field("inner", &self.inner)
             .field("rules", &self.rules)
             .field("mode", &self.mode)
-            .finish()
+            .finish_non_exhaustive()
     }
 }

@@ -119,6 +119,16 @@ impl Window {
         Duration::from_nanos(self.window)
     }
 
+    pub(crate) fn of(frame: &Frame, sliding: bool) -> Self {
+        let Frame { limit, window, lead } = *frame;
+        Self { limit, window, sliding, anchor: Anchor::After((window - lead) % window) }
+    }
+
+    /// Whether the window slides.
+    pub const fn slides(&self) -> bool {
+        self.sliding
+    }
+
     /// `since_1970` is the wall clock when the limiter is made.
     pub(crate) fn policy(self, since_1970: impl FnOnce() -> Duration) -> crate::policy::Policy {
         let lead = match self.anchor {
@@ -147,6 +157,11 @@ pub(crate) struct Frame {
 }
 
 impl Frame {
+    #[cfg(feature = "http")]
+    pub(crate) fn window(&self) -> u64 {
+        self.window
+    }
+
     pub(crate) fn limit(&self) -> u64 {
         self.limit
     }
@@ -194,7 +209,7 @@ impl Frame {
 
 /// The window before counts as far as it still reaches in. The state is the number, and two counts of 32 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Sliding(Frame);
+pub(crate) struct Sliding(pub(crate) Frame);
 
 /// A window's number, its count, the last one's, and how much of the window has passed.
 struct At {
@@ -213,6 +228,11 @@ impl At {
 impl Sliding {
     pub(crate) fn limit(&self) -> u64 {
         self.0.limit
+    }
+
+    #[cfg(feature = "http")]
+    pub(crate) fn window(&self) -> u64 {
+        self.0.window
     }
 
     fn roll(&self, [before, counts]: State, now: u64) -> At {

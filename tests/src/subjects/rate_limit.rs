@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use bartizan_rate_limit::{Limit, Quota, RateLimitLayer, RateLimiter, Window};
+use bartizan_rate_limit::{Limit, OnStoreError, Quota, RateLimitLayer, RateLimiter, Window};
 
 use crate::{
     Subject,
     controlled::Then,
+    store::Remote,
     subject::{Across, Dress, Impossible, Panicking, Readiness, Refusal, Sharing, Timing},
     wire::{Handle, Req},
 };
@@ -41,6 +42,10 @@ fn impossible() -> Vec<Impossible> {
         Impossible::new("one every thousand years", || Quota::one_every(MINUTE * 60 * 24 * 365_250)),
         Impossible::new("a window for no calls", || Window::fixed(0, MINUTE)),
         Impossible::new("a window of no time", || Window::sliding(1, Duration::ZERO)),
+        Impossible::new("nine limits at once", || {
+            let limiter = RateLimiter::new(Quota::per_minute(1));
+            RateLimitLayer::all_of((0..9).map(|_| limiter.rule()).collect())
+        }),
         Impossible::new("no keys", || Limit::from(Quota::per_minute(1)).max_keys(0)),
     ]
 }
@@ -167,6 +172,14 @@ impl Queueing {
             RateLimitLayer::new(limiter.rule().by_ref(key).cost(cost)).queue(max_queue, max_wait)
         })
     }
+
+    fn both(all: Quota, each: Quota, max_queue: usize, max_wait: Duration) -> Handle {
+        let (all, each) = (RateLimiter::new(Limit::new("all", all)), keyed(Limit::new("each", each)));
+        Handle::new(move || {
+            let rules = (each.rule().by_ref(key).cost(cost), all.rule());
+            RateLimitLayer::all(rules).queue(max_queue, max_wait)
+        })
+    }
 }
 
 impl Subject for Queueing {
@@ -175,7 +188,8 @@ impl Subject for Queueing {
     }
 
     fn open(&self) -> Handle {
-        Self::by_key(Quota::per_minute(1 << 40), 16, MINUTE)
+        let open = Quota::per_minute(1 << 40);
+        Self::both(open, open, 16, MINUTE)
     }
 
     fn readiness(&self) -> Readiness {
@@ -203,6 +217,13 @@ impl Subject for Queueing {
                 None,
             ),
             refusal("costs too much for ever", Self::by_key(two, 9, MINUTE), 0, costly("3"), None),
+            refusal(
+                "no place to wait for one of two",
+                Self::both(two.burst(9), two, 0, MINUTE),
+                2,
+                with(KEY, "anna"),
+                half,
+            ),
         ]
     }
 
@@ -219,6 +240,7 @@ impl Subject for Queueing {
         vec![
             sharing("3 a minute", Self::unkeyed(three, 9, MINUTE), Then::Resolve),
             sharing("3 a minute for a key", Self::by_key(three, 9, MINUTE), Then::Resolve),
+            sharing("3 a minute for all", Self::both(three, three.burst(9), 9, MINUTE), Then::Resolve),
         ]
     }
 
@@ -235,8 +257,166 @@ impl Subject for Queueing {
         vec![
             timing("the second call waits a minute", Self::unkeyed(once, 9, MINUTE), 1, MINUTE),
             timing("the third one does for its key", Self::by_key(once.burst(2), 9, MINUTE), 2, MINUTE),
+            timing("it waits for the slower one", Self::both(once, once.burst(2), 9, MINUTE), 1, MINUTE),
+            timing("it waits for its key", Self::both(once.burst(9), once, 9, MINUTE), 1, MINUTE),
             timing("a window begins", Self::unkeyed(Window::fixed(1, MINUTE), 9, MINUTE), 1, MINUTE),
         ]
+    }
+
+    fn impossible(&self) -> Vec<Impossible> {
+        impossible()
+    }
+
+    fn panicking(&self) -> Vec<Panicking> {
+        let panicking = |what, request| Panicking { what, handle: self.open(), request };
+        vec![
+            panicking("the key function", with("x-panic", "1")),
+            panicking("the cost function", costly("nothing")),
+        ]
+    }
+}
+
+/// The mode that is not ready before there is a permit.
+#[derive(Debug)]
+pub(super) struct Waiting;
+
+impl Waiting {
+    fn of(limit: impl Into<Limit>) -> Handle {
+        let limiter = RateLimiter::new(limit);
+        Handle::new(move || RateLimitLayer::new(limiter.rule().cost(cost)).backpressure())
+    }
+}
+
+impl Subject for Waiting {
+    fn name(&self) -> String {
+        "rate-limit-backpressure".to_owned()
+    }
+
+    fn open(&self) -> Handle {
+        Self::of(Quota::per_minute(1 << 40))
+    }
+
+    fn readiness(&self) -> Readiness {
+        Readiness::PassThrough
+    }
+
+    fn refusals(&self) -> Vec<Refusal> {
+        vec![Refusal {
+            what: "costs too much for ever",
+            handle: Self::of(Quota::per_minute(2)),
+            warm_up: 0,
+            then: Then::Resolve,
+            request: costly("3"),
+            readiness: Readiness::PassThrough,
+            lifts: None,
+        }]
+    }
+
+    fn sharings(&self) -> Vec<Sharing> {
+        vec![Sharing {
+            what: "3 a minute",
+            handle: Self::of(Quota::per_minute(3)),
+            across: Across::Handle,
+            then: Then::Resolve,
+            request: Dress::any(),
+            reach: 3,
+        }]
+    }
+
+    fn timings(&self) -> Vec<Timing> {
+        vec![Timing {
+            what: "the second call waits a minute",
+            handle: Self::of(Quota::one_every(MINUTE)),
+            warm_up: 1,
+            then: Then::Resolve,
+            request: Dress::any(),
+            at: MINUTE,
+        }]
+    }
+
+    fn impossible(&self) -> Vec<Impossible> {
+        impossible()
+    }
+
+    fn panicking(&self) -> Vec<Panicking> {
+        vec![Panicking {
+            what: "the cost function",
+            handle: Self::of(Quota::per_minute(100)),
+            request: costly("nothing"),
+        }]
+    }
+}
+
+/// Counted in a store. A law cannot know how long one takes, so it takes no time but where that is the law.
+#[derive(Debug)]
+pub(super) struct Storing;
+
+impl Storing {
+    fn both(all: Quota, each: Quota) -> Handle {
+        Self::away(Duration::ZERO, all, each)
+    }
+
+    fn away(latency: Duration, all: Quota, each: Quota) -> Handle {
+        let (all, each) = (RateLimiter::new(Limit::new("all", all)), keyed(Limit::new("each", each)));
+        let store = Remote::new(latency);
+        Handle::new(move || {
+            let rules = (each.rule().by_ref(key).cost(cost), all.rule());
+            RateLimitLayer::all(rules).store(store.clone(), MINUTE, OnStoreError::Deny)
+        })
+    }
+}
+
+impl Subject for Storing {
+    fn name(&self) -> String {
+        "rate-limit-store".to_owned()
+    }
+
+    fn open(&self) -> Handle {
+        let open = Quota::per_minute(1 << 40);
+        Self::both(open, open)
+    }
+
+    fn readiness(&self) -> Readiness {
+        Readiness::AtOnce
+    }
+
+    fn dress(&self, n: usize, request: Req) -> Req {
+        Rejecting.dress(n, request)
+    }
+
+    fn refusals(&self) -> Vec<Refusal> {
+        let refusal = |what, handle, warm_up, request, lifts| {
+            let (then, readiness) = (Then::Resolve, Readiness::AtOnce);
+            Refusal { what, handle, warm_up, then, request, readiness, lifts }
+        };
+        let (two, nine) = (Quota::per_minute(2), Quota::per_minute(9));
+        vec![
+            refusal("2 a minute for all", Self::both(two, nine), 2, with(KEY, "anna"), Some(MINUTE / 2)),
+            refusal("2 a minute for each", Self::both(nine, two), 2, with(KEY, "anna"), Some(MINUTE / 2)),
+            refusal("costs too much for ever", Self::both(nine, two), 0, costly("3"), None),
+        ]
+    }
+
+    fn sharings(&self) -> Vec<Sharing> {
+        vec![Sharing {
+            what: "3 a minute for a key",
+            handle: Self::both(Quota::per_minute(9), Quota::per_minute(3)),
+            across: Across::Handle,
+            then: Then::Resolve,
+            request: with(KEY, "anna"),
+            reach: 3,
+        }]
+    }
+
+    fn timings(&self) -> Vec<Timing> {
+        vec![Timing {
+            what: "a call waits for the store",
+            handle: Self::away(MINUTE / 6, Quota::per_minute(9), Quota::per_minute(9)),
+            warm_up: 0,
+            then: Then::Resolve,
+            request: with(KEY, "anna"),
+            at: MINUTE / 6,
+        }]
     }
 
     fn impossible(&self) -> Vec<Impossible> {

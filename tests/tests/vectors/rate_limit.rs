@@ -11,7 +11,9 @@ use std::{
 };
 
 use bartizan_core::{BoxError, Rejected, RejectionKind, RetryAfter, headers};
-use bartizan_rate_limit::{CostOf, Exceeded, KeyOf, Limit, Quota, RateLimitLayer, RateLimiter, Rule, Window};
+use bartizan_rate_limit::{
+    Exceeded, Limit, Queue, Quota, RateLimitLayer, RateLimiter, Rules, RulesFor, Window,
+};
 use bartizan_tests::vectors::{Adapter, Answer, Fields, Step, settle};
 use http::HeaderMap;
 use serde_json::{Map, Value, json};
@@ -203,14 +205,7 @@ impl RateLimit {
                 let rule = one.keyed.rule().by_ref(|call: &Call| call.key.as_ref()).cost(cost);
                 RateLimitLayer::new(rule).layer(service_fn(inner)).oneshot(call.clone()).await
             }
-            several => {
-                let rules = several.iter().map(|limit| {
-                    let of = limit.clone();
-                    limit.keyed.rule().by(move |call: &Call| Some(of.key(call))).cost(cost)
-                });
-                let layer = RateLimitLayer::all_of(rules.collect());
-                layer.layer(service_fn(inner)).oneshot(call.clone()).await
-            }
+            several => all_of(several).layer(service_fn(inner)).oneshot(call.clone()).await,
         };
         Ok(join(outcome(&result), self.level(call)?))
     }
@@ -219,15 +214,17 @@ impl RateLimit {
         let id: String = step.args.need("id")?;
         let max_wait = Duration::from_nanos(count(step, "max_wait")?.unwrap_or(u64::MAX));
         let max_queue = self.max_queue.ok_or("there is no queue")?;
-        let [one] = self.limits()? else { return Err("a queue over several limits".to_owned()) };
         let seen = Arc::default();
-        let (wait, task) = match (&one.plain, &call.key) {
-            (Some(plain), None) => wait(plain.rule().cost(cost), max_queue, max_wait, call, &seen).await,
-            _ => {
-                let limit = one.clone();
-                let rule = one.keyed.rule().by(move |call: &Call| Some(limit.key(call))).cost(cost);
-                wait(rule, max_queue, max_wait, call, &seen).await
+        let (wait, task) = match self.limits()? {
+            [Named { plain: Some(plain), .. }] if call.key.is_none() => {
+                let layer = RateLimitLayer::new(plain.rule().cost(cost)).queue(max_queue, max_wait);
+                wait(&layer, call, &seen).await
             }
+            [one] => {
+                let rule = one.keyed.rule().by_ref(|call: &Call| call.key.as_ref()).cost(cost);
+                wait(&RateLimitLayer::new(rule).queue(max_queue, max_wait), call, &seen).await
+            }
+            several => wait(&all_of(several).queue(max_queue, max_wait), call, &seen).await,
         };
         self.waiters.insert(id.clone(), Waiter { seen, task });
         settle().await;
@@ -319,20 +316,40 @@ impl RateLimit {
     }
 }
 
+/// Rules for the calls of these cases, whose futures can be spawned.
+trait Asked:
+    Rules<Call, Kept: Send + 'static> + RulesFor<Call, Instant, Charge: Send + 'static> + Clone + Send + 'static
+{
+}
+
+impl<R> Asked for R where
+    R: Rules<Call, Kept: Send + 'static>
+        + RulesFor<Call, Instant, Charge: Send + 'static>
+        + Clone
+        + Send
+        + 'static
+{
+}
+
+/// A layer that asks all of these limits.
+fn all_of(limits: &[Named]) -> RateLimitLayer<impl Asked> {
+    let rules = limits.iter().map(|limit| {
+        let of = limit.clone();
+        limit.keyed.rule().by(move |call: &Call| Some(of.key(call))).cost(cost)
+    });
+    RateLimitLayer::all_of(rules.collect())
+}
+
 /// Makes a call of a queueing layer, and lets it wait in a task: how long it has to, as it says itself.
-async fn wait<K, Key, Cost>(
-    rule: Rule<K, Key, Cost>,
-    max_queue: usize,
-    max_wait: Duration,
+async fn wait<R>(
+    layer: &RateLimitLayer<R, Queue>,
     call: Call,
     seen: &Arc<Mutex<Seen>>,
 ) -> (Option<Duration>, AbortHandle)
 where
-    K: std::hash::Hash + Eq + Clone + std::borrow::Borrow<Key::Asked> + Send + 'static,
-    Key: KeyOf<Call, K> + Clone,
-    Cost: CostOf<Call> + Clone,
+    R: Asked,
 {
-    let mut service = RateLimitLayer::new(rule).queue(max_queue, max_wait).layer(service_fn(inner));
+    let mut service = layer.layer(service_fn(inner));
     let future = service.ready().await.expect("it is always ready").call(call);
     let wait = future.wait();
     // Boxed where it stands, so that the task need not name what the inner service's future is.

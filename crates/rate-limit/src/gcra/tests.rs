@@ -31,7 +31,8 @@ impl Model {
         let now = u128::from(now).checked_mul(self.rate)?;
         let worth = u128::from(reserved.abs_diff(actual)).checked_mul(self.per)?;
         if actual > reserved {
-            self.tat = self.tat.max(now).checked_add(worth)?;
+            let base = if self.tat == 0 { now } else { self.tat };
+            self.tat = base.checked_add(worth)?;
         } else if self.tat > now {
             self.tat = self.tat.saturating_sub(worth).max(now);
         }
@@ -80,7 +81,7 @@ fn agrees(rate: u64, per: u64, burst: u64, ops: Vec<(i64, Op)>) -> Result<(), Te
             Op::Settle(reserved, actual) => {
                 let Some(()) = model.settle(now, reserved, actual) else { return Ok(()) };
                 tat = match actual.checked_sub(reserved) {
-                    Some(more) => gcra.charge(tat, now, more),
+                    Some(more) => gcra.amend(tat, now, more),
                     None => gcra.refund(tat, now, reserved - actual),
                 };
             }
@@ -111,7 +112,7 @@ proptest! {
     ) {
         let Some(gcra) = Gcra::new(rate, per, burst) else { return Ok(()) };
         let _ = gcra.level(tat, now);
-        let _ = gcra.charge(tat, now, n);
+        let _ = (gcra.charge(tat, now, n), gcra.amend(tat, now, n));
         prop_assert!(gcra.refund(tat, now, n) <= tat);
         match gcra.take(tat, now, n) {
             Ok(next) => prop_assert!(next >= tat),
@@ -208,9 +209,10 @@ fn a_refund_never_lifts_above_full_and_debt_is_never_forgiven() {
     assert_eq!(gcra.level(gcra.refund(0, 5, 4_000), 5).available, 10_000);
     let tat = gcra.take(0, 0, 4_000).unwrap();
     assert_eq!(gcra.level(gcra.refund(tat, 0, 9_000), 0).available, 10_000);
-    let owed = gcra.charge(tat, 2_000_000_000, 11_000);
+    let owed = gcra.amend(tat, 2_000_000_000, 11_000);
     assert_eq!(gcra.level(owed, 2_000_000_000).available, -3_000);
     assert_eq!(gcra.take(owed, 2_000_000_000, 1), Err(Denied::Wait(3_001_000_000)));
-    // A key that is full owes what is charged to it, however long it has been idle.
-    assert_eq!(gcra.level(gcra.charge(tat, 1 << 50, 11_000), 1 << 50).available, -1_000);
+    // What came late is charged as of when the call came, unless that is forgotten.
+    assert_eq!(gcra.level(gcra.amend(tat, 14_000_000_000, 11_000), 14_000_000_000).available, 9_000);
+    assert_eq!(gcra.level(gcra.amend(0, 14_000_000_000, 11_000), 14_000_000_000).available, -1_000);
 }

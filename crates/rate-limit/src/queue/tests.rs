@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::*;
-use crate::gcra::Gcra;
+use crate::{gcra::Gcra, policy::Policy};
 
 /// A waiter as a task: it looks when its timer rings or it is woken, unless it is parked.
 struct Task {
@@ -38,9 +38,11 @@ enum Op {
     /// One is not polled any more, though woken.
     Park(usize),
     Pass(u64),
+    /// Nothing passes for so long.
+    Hold(u64),
 }
 
-const OPS: [Op; 8] = [
+const OPS: [Op; 9] = [
     Op::Join(1),
     Op::Join(2),
     Op::Drop(0),
@@ -49,26 +51,29 @@ const OPS: [Op; 8] = [
     Op::Park(1),
     Op::Pass(2 * TICK),
     Op::Pass(5 * TICK),
+    Op::Hold(7 * TICK),
 ];
 const PERMIT: u64 = 5 * TICK;
 
 struct World {
-    policy: Policy,
+    terms: Terms,
     state: State,
     queue: Queue,
     tasks: Vec<Task>,
     now: u64,
+    /// From when until when nothing may have passed.
+    held: Vec<(u64, u64)>,
 }
 
 impl World {
     fn new() -> Self {
-        let policy = Policy::Gcra(Gcra::new(1, PERMIT, 2).unwrap());
-        Self { policy, state: [0, 0], queue: Queue::default(), tasks: Vec::new(), now: 0 }
+        let terms = Terms { policy: Policy::Gcra(Gcra::new(1, PERMIT, 2).unwrap()), hold: 0 };
+        Self { terms, state: [0, 0], queue: Queue::default(), tasks: Vec::new(), now: 0, held: Vec::new() }
     }
 
     fn advance(&mut self) {
-        let (policy, state, mut wake) = (self.policy, &mut self.state, Vec::new());
-        let take = |at, n| policy.take(*state, at, n).map(|next| *state = next);
+        let (terms, state, mut wake) = (self.terms, &mut self.state, Vec::new());
+        let take = |at, n| terms.take(*state, at, n).map(|next| *state = next);
         self.queue.advance(take, self.now, &mut wake);
         wake.into_iter().for_each(Waker::wake);
     }
@@ -81,7 +86,7 @@ impl World {
         task.looks += 1;
         task.woken.0.store(false, SeqCst);
         let waker = Waker::from(task.woken.clone());
-        match self.queue.sleep(place, &self.policy, state, now, &waker) {
+        match self.queue.sleep(place, &self.terms, state, now, &waker) {
             Some(at) => {
                 assert!(at > now, "whoever is due is served");
                 task.timer = at;
@@ -97,8 +102,7 @@ impl World {
         match op {
             Op::Join(cost) => {
                 self.advance();
-                let (place, at) =
-                    self.queue.join(&self.policy, self.state, self.now, cost, u64::MAX).unwrap();
+                let (place, at) = self.queue.join(&self.terms, self.state, self.now, cost, u64::MAX).unwrap();
                 self.tasks.push(Task {
                     place: Some(place),
                     woken: Arc::default(),
@@ -113,8 +117,8 @@ impl World {
             Op::Drop(n) if n < self.tasks.len() => {
                 if let Some(place) = self.tasks[n].place.take() {
                     if !self.queue.leave(&place) {
-                        self.state = self.policy.refund(self.state, self.now, 1);
-                        self.queue.reckon(&self.policy, self.state, self.now, &mut Vec::new());
+                        self.state = self.terms.policy.refund(self.state, self.now, 1);
+                        self.queue.reckon(&self.terms, self.state, self.now, &mut Vec::new());
                     }
                     self.advance();
                 }
@@ -122,6 +126,12 @@ impl World {
             }
             Op::Park(n) if n < self.tasks.len() => self.tasks[n].parked = true,
             Op::Drop(_) | Op::Park(_) => {}
+            Op::Hold(time) => {
+                self.terms.hold = self.terms.hold.max(self.now + time);
+                self.held.push((self.now + 1, self.now + time));
+                self.queue.reckon(&self.terms, self.state, self.now, &mut Vec::new());
+                self.advance();
+            }
             Op::Pass(time) => self.pass(self.now + time),
         }
     }
@@ -165,12 +175,15 @@ fn every_order_of_a_few_events_ends_well() {
         for op in &ops {
             world.act(*op);
         }
-        // Nobody costs more than 2, so each ends this much later at the latest, those who are gone included.
-        world.pass(world.now + 2 * PERMIT * (world.tasks.len() as u64 + 1));
+        // Nobody costs more than 2, so each ends this much later at the latest, once for itself and once for not being
+        // polled, those who are gone included.
+        let begin = world.now.max(world.terms.hold);
+        world.pass(begin + 2 * PERMIT * (2 * world.tasks.len() as u64 + 1));
         let polled = world.tasks.iter().filter(|task| !task.parked);
         let mut last = 0;
         for task in polled {
             let at = task.at.unwrap_or_else(|| panic!("{ops:?}: one waits for ever"));
+            assert!(world.held.iter().all(|(from, until)| at < *from || at >= *until), "{ops:?}: one passed");
             assert!(at >= last && at >= task.joined, "{ops:?}: one was overtaken");
             assert!(task.looks <= 2 + 2 * ops.len(), "{ops:?}: {} looks", task.looks);
             last = at;
@@ -185,7 +198,7 @@ fn a_wait_that_is_just_long_enough_is_accepted() {
     let mut world = World::new();
     world.act(Op::Join(2));
     let at = |world: &mut World, max_wait| {
-        world.queue.join(&world.policy, world.state, world.now, 1, max_wait).map(|(_, at)| at)
+        world.queue.join(&world.terms, world.state, world.now, 1, max_wait).map(|(_, at)| at)
     };
     assert_eq!(at(&mut world, PERMIT - 1), Err(Denied::Wait(PERMIT)));
     assert_eq!(at(&mut world, PERMIT), Ok(PERMIT));
@@ -197,11 +210,11 @@ fn debt_tells_those_whom_it_dooms() {
     let mut world = World::new();
     world.act(Op::Join(2));
     let join = |world: &mut World, max_wait| {
-        world.queue.join(&world.policy, world.state, world.now, 1, max_wait).unwrap().0
+        world.queue.join(&world.terms, world.state, world.now, 1, max_wait).unwrap().0
     };
     let (soon, late) = (join(&mut world, 2 * PERMIT), join(&mut world, 9 * PERMIT));
-    world.state = world.policy.charge(world.state, 0, 4);
-    world.queue.reckon(&world.policy, world.state, 0, &mut Vec::new());
+    world.state = world.terms.policy.charge(world.state, 0, 4);
+    world.queue.reckon(&world.terms, world.state, 0, &mut Vec::new());
     assert_eq!(soon.fate(), Fate::Doomed(5 * PERMIT));
     assert_eq!(late.fate(), Fate::Waiting);
     assert_eq!(world.queue.len(), 1);
