@@ -69,6 +69,50 @@ def persistent_chat(client, model):
     chat(client.with_options(max_retries=2), model)
 
 
+def limited_chats(client, model):
+    """One after the other until one too many, and then as somebody else."""
+    for _ in range(3):
+        chat(client, model)
+    chat(client.with_options(default_headers={"x-tenant-id": "another"}), model)
+    stream(client, model)
+    tell(ids=[each.id for each in client.models.list()])
+
+
+def chats_of_a_patient_client(client, model):
+    for _ in range(2):
+        persistent_chat(client, model)
+
+
+def chats_at_once(_, model):
+    asyncio.run(at_once(model))
+
+
+async def at_once(model):
+    async with openai.AsyncOpenAI(max_retries=0) as client:
+        answers = [client.chat.completions.create(model=model, messages=SAY) for _ in range(4)]
+        tell(contents=[answer.choices[0].message.content for answer in await asyncio.gather(*answers)])
+
+
+def metered_chats(client, model):
+    """What is left of the limit each time, as the head of the answer says."""
+    chats = client.chat.completions.with_raw_response
+    for options in [{}, {"stream": True, "stream_options": {"include_usage": True}}, {"stream": True}, {}]:
+        answer = chats.create(model=model, messages=SAY, **options)
+        if options:
+            for _ in answer.parse():
+                pass
+        tell(remaining=int(answer.headers["x-ratelimit-remaining"]))
+
+
+def chats_with_keys(client, model):
+    chat(client, model)
+    chat(client.with_options(api_key="sk-of-nobody"), model)
+    try:
+        client.with_options(api_key="sk-of-nobody").models.list()
+    except openai.APIError as error:
+        tell_error(error)
+
+
 def long_chat(client, model):
     try:
         client.chat.completions.create(model=model, messages=[{"role": "user", "content": "x" * 20_000_000}])

@@ -18,7 +18,7 @@ use tokio::time::sleep;
 pub struct Remote(Arc<Mutex<State>>);
 
 struct State {
-    limits: HashMap<(String, String), RateLimiter>,
+    limits: HashMap<(String, Measure), RateLimiter<String>>,
     latency: Duration,
     mood: Mood,
     trips: usize,
@@ -52,11 +52,11 @@ impl Remote {
         self.state().trips
     }
 
-    /// What is left of a key; `None` if it was never asked for.
+    /// What is left of a key; `None` if the limit was never asked for.
     pub fn available(&self, limit: &str, key: &str) -> Option<i64> {
         let state = self.state();
-        let limiter = state.limits.get(&(limit.to_owned(), key.to_owned()))?;
-        Some(limiter.stats_of(&()).available)
+        let (_, limiter) = state.limits.iter().find(|((name, _), _)| name == limit)?;
+        Some(limiter.stats_of(key).available)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -65,25 +65,26 @@ impl Remote {
 }
 
 impl State {
-    fn limiter(&mut self, ask: &Ask) -> RateLimiter {
+    fn limiter(&mut self, ask: &Ask) -> &RateLimiter<String> {
         let limit: Limit = match ask.measure() {
             Measure::Quota(quota) => quota.into(),
             Measure::Window(window) => window.into(),
         };
-        let key = (ask.limit().to_owned(), ask.key().to_owned());
-        self.limits.entry(key).or_insert_with(|| RateLimiter::new(limit)).clone()
+        let make = || RateLimiter::keyed(limit.max_keys(256));
+        self.limits.entry((ask.limit().to_owned(), ask.measure())).or_insert_with(make)
     }
 
     /// All or nothing: nobody else sees it halfway, since it is locked.
     fn take(&mut self, asks: &[Ask]) -> Verdict {
-        let taken: Vec<_> = asks.iter().map(|ask| self.limiter(ask).try_acquire(&(), ask.cost())).collect();
+        let taken: Vec<_> =
+            asks.iter().map(|ask| self.limiter(ask).try_acquire(ask.key(), ask.cost())).collect();
         let wait = |n: usize| match taken[n].as_ref().err()?.retry_after() {
             RetryAfter::After(wait) => Some((wait, n)),
             RetryAfter::Never | RetryAfter::Unknown => Some((Duration::MAX, n)),
         };
         let Some((wait, ask)) = (0..asks.len()).filter_map(wait).max() else { return Verdict::Admitted };
         for (ask, _) in asks.iter().zip(&taken).filter(|(_, taken)| taken.is_ok()) {
-            self.limiter(ask).settle(&(), ask.cost(), 0);
+            self.limiter(ask).settle(ask.key(), ask.cost(), 0);
         }
         Verdict::Denied { ask, retry_after: (wait < Duration::MAX).then_some(wait) }
     }
@@ -115,7 +116,7 @@ impl Store for Remote {
     fn settle(&self, ask: &Ask, actual: u64) {
         let mut state = self.state();
         if state.mood == Mood::Well {
-            state.limiter(ask).settle(&(), ask.cost(), actual);
+            state.limiter(ask).settle(ask.key(), ask.cost(), actual);
         }
     }
 }

@@ -94,8 +94,19 @@ fn events_that_came_in_one_piece_are_passed_on_in_it() {
 /// The timer, and the URL's path: base and rest put together.
 #[tokio::test(start_paused = true)]
 async fn a_plain_call_through_the_provider_allocates_twice() {
-    let transport = service_fn(|_: Request<Full<Bytes>>| {
-        let mut response = Response::new(Full::new(Bytes::from_static(b"{}")));
+    assert_eq!(of_a_call("{}"), 2);
+}
+
+/// And the report of the usage, in its box, in the extensions and their table.
+#[tokio::test(start_paused = true)]
+async fn one_that_tells_its_usage_allocates_four_times_more() {
+    assert_eq!(of_a_call(r#"{"usage":{"prompt_tokens":1,"total_tokens":1}}"#), 2 + 4);
+}
+
+/// How often a call allocates that is answered with this JSON.
+fn of_a_call(answer: &'static str) -> u64 {
+    let transport = service_fn(move |_: Request<Full<Bytes>>| {
+        let mut response = Response::new(Full::new(Bytes::from_static(answer.as_bytes())));
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         std::future::ready(Ok::<_, Infallible>(response))
     });
@@ -116,5 +127,5 @@ async fn a_plain_call_through_the_provider_allocates_twice() {
     let request = request();
     let (response, counted) = allocations(|| now(provider.call(request)));
     assert!(response.is_ok());
-    assert_eq!(counted.allocated - of_the_upstream.allocated, 2);
+    counted.allocated - of_the_upstream.allocated
 }

@@ -127,6 +127,16 @@ async fn gateway(script: Script) -> (Gateway, Mock) {
     (Gateway::start("", &models).await, mock)
 }
 
+/// Runs one scenario against a gateway with these limits.
+async fn run_limited(limits: &str, script: Script, scenario: &str) -> (Vec<Value>, Mock) {
+    let (mock, upstream) = mock().await;
+    mock.script_always(script);
+    let gateway = Gateway::start("", &[model("chat", upstream, ""), format!("{limits}\n")]).await;
+    let seen = Client::start(&gateway, scenario, "chat").await.rest().await;
+    gateway.stop().await;
+    (seen, mock)
+}
+
 /// Runs one scenario from its beginning to its end.
 async fn run(script: Script, scenario: &str, model: &str) -> (Vec<Value>, Mock) {
     let (gateway, mock) = gateway(script).await;
@@ -281,6 +291,73 @@ async fn rate_limited_by_the_upstream() {
     let (error, _) = fail(Script::new().status(429).header("retry-after", "7"), "chat", "chat").await;
     let fields = json!({"status": 429, "type": "rate_limit_error", "retry_after": "7", "should_retry": null});
     assert_raised(&error, "RateLimitError", &fields);
+}
+
+#[tokio::test]
+async fn rate_limited_by_the_gateway() {
+    let limits = "[rate_limits]\nrequests_per_minute = 2";
+    let (seen, mock) = run_limited(limits, Script::new(), "limited_chats").await;
+    let [first, second, refused, of_another, stream, models] = &seen[..] else { panic!("{seen:?}") };
+    for answer in [first, second, of_another] {
+        assert_part(answer, &json!({"content": ANSWERED}));
+    }
+    for refused in [refused, stream] {
+        let fields = json!({
+            "status": 429, "type": "rate_limit_error", "code": "rate_limit_exceeded", "should_retry": null,
+        });
+        assert_raised(refused, "RateLimitError", &fields);
+        assert_message(refused, "rate limit requests_per_minute");
+        let wait: u64 = refused["retry_after"].as_str().unwrap().parse().unwrap();
+        assert!((1..=30).contains(&wait), "{refused}");
+    }
+    assert_eq!(*models, json!({"ids": ["chat"]}));
+    assert_eq!(mock.calls(), 3);
+}
+
+/// It comes again when it was told to, which is early enough and late enough.
+#[tokio::test]
+async fn rate_limited_and_patient() {
+    let limits = "[rate_limits]\nrequests_per_minute = 60\nburst = 1";
+    let (seen, mock) = run_limited(limits, Script::new(), "chats_of_a_patient_client").await;
+    assert_eq!(seen.len(), 2);
+    seen.iter().for_each(|answer| assert_part(answer, &json!({"content": ANSWERED})));
+    assert_eq!(mock.calls(), 2);
+}
+
+#[tokio::test]
+async fn queued_by_the_gateway() {
+    let limits = "[rate_limits]\nrequests_per_minute = 600\nburst = 1\nmax_queue = 3";
+    let (seen, mock) = run_limited(limits, Script::new(), "chats_at_once").await;
+    assert_eq!(seen, [json!({"contents": vec![ANSWERED; 4]})]);
+    assert_eq!(mock.calls(), 4);
+}
+
+#[tokio::test]
+async fn tokens_limited_by_the_gateway() {
+    let limits = "[rate_limits]\ntokens_per_day = 10_000";
+    let (seen, _) = run_limited(limits, Script::new().usage(900, 100), "metered_chats").await;
+    let left: Vec<_> = seen.iter().map(|told| told["remaining"].as_u64().unwrap()).collect();
+    let [first, second, third, fourth] = left[..] else { panic!("{seen:?}") };
+    // Each is told after its own estimate. Two are settled by what they used; the stream that was not asked is not.
+    let estimate = 10_000 - first;
+    assert!((10..100).contains(&estimate), "{left:?}");
+    assert!((9_000 - 100..9_000).contains(&second), "{left:?}");
+    assert!((8_000 - 100..8_000).contains(&third), "{left:?}");
+    assert!((8_000 - 200..third).contains(&fourth), "{left:?}");
+}
+
+#[tokio::test]
+async fn keys_of_the_gateway() {
+    let keys = "[[key]]\ntenant = \"a\"\nkey = \"sk-of-the-client\"";
+    let (seen, mock) = run_limited(keys, Script::new(), "chats_with_keys").await;
+    let [answer, chat, models] = &seen[..] else { panic!("{seen:?}") };
+    assert_part(answer, &json!({"content": ANSWERED}));
+    for refused in [chat, models] {
+        let fields = json!({"status": 401, "code": "invalid_api_key", "should_retry": "false"});
+        assert_raised(refused, "AuthenticationError", &fields);
+        assert!(!refused.to_string().contains("nobody"), "{refused}");
+    }
+    assert_eq!(mock.calls(), 1);
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use http_body::{Body, Frame};
 use memchr::memmem;
 use pin_project_lite::pin_project;
 
-use crate::{Class, Error, limits::Watch};
+use crate::{Class, Error, UsageReport, limits::Watch};
 
 /// The longest event passed on, in bytes: a bound on what is held back.
 const MAX_EVENT: usize = 1024 * 1024;
@@ -30,6 +30,7 @@ pin_project! {
         aligner: Aligner,
         watch: Watch,
         said: Said,
+        usage: UsageReport,
         state: State,
     }
 }
@@ -43,8 +44,10 @@ enum State {
 }
 
 impl<B> Events<B> {
-    pub(crate) fn new(inner: B, watch: Watch) -> Self {
-        Self { inner, aligner: Aligner::new(MAX_EVENT), watch, said: Said::default(), state: State::Open }
+    /// What the events tell of usage goes to `usage`.
+    pub(crate) fn new(inner: B, watch: Watch, usage: UsageReport) -> Self {
+        let (aligner, said) = (Aligner::new(MAX_EVENT), Said::default());
+        Self { inner, aligner, watch, said, usage, state: State::Open }
     }
 }
 
@@ -67,7 +70,7 @@ where
                     let Ok(chunk) = frame.into_data() else { continue };
                     match this.aligner.push(chunk) {
                         Ok(events) => {
-                            if let Err(error) = this.said.pass_on(events, &mut run) {
+                            if let Err(error) = this.said.pass_on(events, this.usage, &mut run) {
                                 *this.state = end(this.said.done, Some(error));
                             }
                         }
@@ -78,7 +81,7 @@ where
                     }
                 }
                 Poll::Ready(None) => {
-                    let last = this.said.pass_on(this.aligner.finish(), &mut run);
+                    let last = this.said.pass_on(this.aligner.finish(), this.usage, &mut run);
                     *this.state = end(this.said.done, last.err());
                 }
                 Poll::Ready(Some(Err(error))) => {
@@ -125,7 +128,7 @@ struct Said {
 
 impl Said {
     /// Puts whole events into the run, up to the first thing that no client could read.
-    fn pass_on(&mut self, mut events: Bytes, run: &mut Run) -> Result<(), Error> {
+    fn pass_on(&mut self, mut events: Bytes, usage: &UsageReport, run: &mut Run) -> Result<(), Error> {
         if events.is_empty() {
             return Ok(());
         }
@@ -143,6 +146,7 @@ impl Said {
                 result = Err(Error::new(Class::Malformed, message).with_source(garbage));
             }
             self.done = has_done(&events);
+            usage.hear(&events);
         }
         self.anything = true;
         run.push(events);

@@ -18,7 +18,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::{
-    Class, Error, ResponseBody,
+    Class, Error, ResponseBody, Usage, UsageReport,
     body::Frames,
     error::SHOULD_RETRY,
     events::Events,
@@ -108,7 +108,9 @@ where
                     let kind = Kind::of(&head)?;
                     clean_response(&mut head.headers);
                     if let Kind::Events = kind {
-                        let events = Events::new(body, watch);
+                        let usage = UsageReport::default();
+                        head.extensions.insert(usage.clone());
+                        let events = Events::new(body, watch, usage);
                         return Poll::Ready(Ok(Response::from_parts(head, ResponseBody::events(events))));
                     }
                     let max = if let Kind::Error = kind { MAX_ERROR } else { this.upstream.max_response };
@@ -210,7 +212,7 @@ impl Reading {
         !self.head.status.is_success()
     }
 
-    fn finish<B>(self, secret: Option<&str>) -> Result<Response<ResponseBody<B>>, Error> {
+    fn finish<B>(mut self, secret: Option<&str>) -> Result<Response<ResponseBody<B>>, Error> {
         if self.is_error() {
             return Ok(self.error_response(secret));
         }
@@ -220,6 +222,9 @@ impl Reading {
             let message =
                 format!("the upstream's answer is no whole JSON document ({} bytes)", self.frames.len());
             return Err(Error::new(Class::Malformed, message));
+        }
+        if let Some(usage) = Usage::of_json(&self.frames.concat()) {
+            self.head.extensions.insert(UsageReport::of(usage));
         }
         Ok(Response::from_parts(self.head, ResponseBody::whole(self.frames)))
     }

@@ -23,6 +23,9 @@ use crate::{Class, Error, Facts, Operation, Tenant, media::is_json};
 /// How much of what a request announces is reserved before it has arrived.
 const MAX_RESERVE: u64 = 64 * 1024;
 
+/// The longest name of a tenant: what keeps tenants apart keeps their names.
+const MAX_TENANT: usize = 256;
+
 /// Takes a request in: reads its body into memory, within limits, and puts its [`Facts`] into its extensions.
 ///
 /// Put it outside of every layer that looks at the facts or the body: those get an `http::Request<Bytes>`. What cannot
@@ -101,8 +104,8 @@ impl IntakeLayer {
 
     /// The header that names the tenant, set by whoever authenticates the caller. Default: none.
     ///
-    /// Absent or empty, there is no tenant. A value that is given twice or is no visible ASCII is refused, since limits
-    /// and caches are kept apart by it. Do not name one that holds a secret: tenants are shown in logs.
+    /// Absent or empty, there is no tenant. A value that is given twice, is no visible ASCII or is longer than 256 bytes
+    /// is refused, since limits and caches are kept apart by it. Do not name one that holds a secret: tenants are shown in logs.
     #[must_use]
     pub fn tenant_header(mut self, name: HeaderName) -> Self {
         self.tenant_header = Some(name);
@@ -397,6 +400,9 @@ fn tenant(headers: &HeaderMap, name: &HeaderName) -> Result<Option<Tenant>, Erro
         return Err(wrong("the header that names the tenant is given twice"));
     }
     let value = value.to_str().map_err(|_| wrong("the header that names the tenant is not visible ASCII"))?;
+    if value.len() > MAX_TENANT {
+        return Err(wrong("the header that names the tenant is longer than 256 bytes"));
+    }
     Ok((!value.is_empty()).then(|| Tenant::from(value)))
 }
 

@@ -17,6 +17,7 @@ mod media;
 #[cfg(feature = "mock")]
 pub mod mock;
 mod service;
+mod usage;
 
 pub use body::ResponseBody;
 pub use class::Class;
@@ -29,3 +30,4 @@ pub use future::ResponseFuture;
 pub use intake::{Intake, IntakeFuture, IntakeLayer};
 pub use limits::Limits;
 pub use service::Provider;
+pub use usage::{Usage, UsageReport};

@@ -4,7 +4,9 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use bartizan_core::{BoxError, RetryAfter};
-use bartizan_provider::{Class, Error, ErrorEventsLayer, Facts, Limits, Operation, Provider, ResponseBody};
+use bartizan_provider::{
+    Class, Error, ErrorEventsLayer, Facts, Limits, Operation, Provider, ResponseBody, UsageReport,
+};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::{Body, Frame};
@@ -532,5 +534,51 @@ async fn addresses_that_cannot_be_are_refused() {
     ] {
         let error = provider.ready().await.unwrap().call(get(path)).await.unwrap_err();
         assert_eq!(error.class(), Class::NotFound, "{path}");
+    }
+}
+
+/// However it was split on the way, and although no byte of it is changed.
+#[tokio::test(start_paused = true)]
+async fn usage_is_heard_as_it_passes() {
+    const STREAM: &[Step] = &[
+        Say("data: {\"choices\":[1],\"usage\":null}\n\ndata: {\"choices\":[],\"us"),
+        Wait(10),
+        Say("age\":{\"prompt_tokens\":7,\"completion_"),
+        Say("tokens\":5,\"total_tokens\":12}}\n"),
+        Say("\ndata: [DONE]\n\n"),
+    ];
+    let response = ask(200, EVENTS, STREAM).await.unwrap();
+    let report = response.extensions().get::<UsageReport>().cloned().unwrap();
+    let mut body = response.into_body();
+    body.frame().await.unwrap().unwrap();
+    assert_eq!(report.get(), None, "no event has told it");
+    body.collect().await.unwrap();
+    let usage = report.get().unwrap();
+    assert_eq!((usage.prompt_tokens, usage.completion_tokens, usage.total_tokens), (7, 5, 12));
+
+    // Nobody asked for it, and one that breaks off.
+    for steps in [&[Say("data: {}\n\ndata: [DONE]\n\n")][..], &[Say("data: {}\n\n"), Cut]] {
+        let response = ask(200, EVENTS, steps).await.unwrap();
+        let report = response.extensions().get::<UsageReport>().cloned().unwrap();
+        let _ = response.into_body().collect().await;
+        assert_eq!(report.get(), None);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn usage_of_an_answer_in_pieces() {
+    const ANSWER: &[Step] =
+        &[Say("{\"us"), Say("age\":{\"prompt_tokens\":8,"), Wait(5), Say("\"total_tokens\":8}}")];
+    let response = ask(200, JSON, ANSWER).await.unwrap();
+    let usage = response.extensions().get::<UsageReport>().and_then(UsageReport::get).unwrap();
+    assert_eq!((usage.prompt_tokens, usage.completion_tokens, usage.total_tokens), (8, 0, 8));
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(body, r#"{"usage":{"prompt_tokens":8,"total_tokens":8}}"#);
+
+    for (status, steps) in
+        [(200, &[Say("{}")]), (200, &[Say("{\"usage\":7}")]), (429, ANSWER.first_chunk().unwrap())]
+    {
+        let response = ask(status, JSON, steps).await.unwrap();
+        assert!(response.extensions().get::<UsageReport>().is_none(), "nothing is known of it");
     }
 }

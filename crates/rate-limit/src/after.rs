@@ -129,8 +129,8 @@ where
     type Guard = Metered<C::Guard, K, M>;
 
     fn answered(self, response: &mut Res) -> Self::Guard {
-        let meter = (self.meter)(response);
-        Metered { first: self.first.answered(response), charged: self.charged, meter }
+        let meter = Some((self.meter)(response));
+        Metered { first: self.first.answered(response), due: Due { charged: self.charged, meter } }
     }
 
     fn failed(self, error: &(dyn Error + 'static)) {
@@ -140,10 +140,26 @@ where
 }
 
 #[doc(hidden)]
-pub struct Metered<G, K, M> {
+pub struct Metered<G, K: Hash + Eq + Clone, M: FnOnce() -> Option<u64>> {
     first: G,
+    due: Due<K, M>,
+}
+
+/// Settled when it is dropped: a client may go as soon as it has what it wants, before the body has ended.
+struct Due<K: Hash + Eq + Clone, M: FnOnce() -> Option<u64>> {
     charged: Charged<K>,
-    meter: M,
+    meter: Option<M>,
+}
+
+impl<K: Hash + Eq + Clone, M: FnOnce() -> Option<u64>> Drop for Due<K, M> {
+    fn drop(&mut self) {
+        // A meter that panics while its thread does would end the process.
+        if !std::thread::panicking()
+            && let Some(actual) = self.meter.take().and_then(|meter| meter())
+        {
+            self.charged.settle(actual);
+        }
+    }
 }
 
 impl<G, K, M> Guard for Metered<G, K, M>
@@ -153,9 +169,7 @@ where
     M: FnOnce() -> Option<u64>,
 {
     fn settle(self, ending: Ending<'_>) {
-        if let Some(actual) = (self.meter)() {
-            self.charged.settle(actual);
-        }
+        drop(self.due);
         self.first.settle(ending);
     }
 }
@@ -275,4 +289,10 @@ every!(A B C D E F);
 every!(A B C D E F G);
 every!(A B C D E F G H);
 
-opaque!(Settle<A, F>, Settling<C, K, F>, Metered<G, K, M>, Hold<A, F>, Holding<C, K, F>, Every<T>,);
+impl<G, K: Hash + Eq + Clone, M: FnOnce() -> Option<u64>> std::fmt::Debug for Metered<G, K, M> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Metered")
+    }
+}
+
+opaque!(Settle<A, F>, Settling<C, K, F>, Hold<A, F>, Holding<C, K, F>, Every<T>,);

@@ -37,13 +37,13 @@ impl<R> RateLimitLayer<R> {
     }
 }
 
-impl<T: Together> RateLimitLayer<All<T>> {
+impl<T: Together> RateLimitLayer<All<Arc<T>>> {
     /// Calls pass if all `rules` let them, up to eight in a tuple. Otherwise none of them is charged.
     ///
     /// From then on whoever asks one of these limits locks: a call that takes from several must not be seen halfway.
     pub fn all(rules: T) -> Self {
         rules.gate_from_now_on();
-        Self::new(All(rules))
+        Self::new(All(Arc::new(rules)))
     }
 }
 

@@ -71,8 +71,9 @@ impl<K, Key, Cost, Then> Rule<K, Key, Cost, Then> {
     /// The cost is an estimate, and the answer tells what a call actually cost.
     ///
     /// It does so in two steps: `meter` sees the response, and what it returns is asked when the call is over: at once,
-    /// or, in a layer that counts a call [until its body ends], then. `None` means that the estimate stands. A call that
-    /// fails costs nothing; one that is cancelled costs what was estimated.
+    /// or, in a layer that counts a call [until its body ends], then or when the body is dropped before. `None` means
+    /// that the estimate stands. A call that fails costs nothing; one that is cancelled before it is answered costs what
+    /// was estimated.
     ///
     /// The key is kept for the length of the call, so a key that is cheap to clone is welcome (`Arc<str>`).
     ///

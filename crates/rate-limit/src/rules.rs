@@ -163,7 +163,7 @@ where
 /// Several rules at once, up to eight: all let a call pass, or none is charged. [`RateLimitLayer::all`] makes one.
 ///
 /// [`RateLimitLayer::all`]: crate::RateLimitLayer::all
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct All<T>(pub(crate) T);
 
 /// Rules that can be asked together: tuples of [`Rule`].
@@ -247,13 +247,13 @@ macro_rules! together {
             }
         }
 
-        impl<$($k: StoredKey, $key, $cost, $then),+> Attach for All<($(Rule<$k, $key, $cost, $then>,)+)> {
+        impl<$($k: StoredKey, $key, $cost, $then),+> Attach for All<Arc<($(Rule<$k, $key, $cost, $then>,)+)>> {
             fn attach(&self, settle: &Sink) {
                 $(self.0.$m.attach(settle);)+
             }
         }
 
-        impl<Req, $($k, $key, $cost, $then),+> Rules<Req> for All<($(Rule<$k, $key, $cost, $then>,)+)>
+        impl<Req, $($k, $key, $cost, $then),+> Rules<Req> for All<Arc<($(Rule<$k, $key, $cost, $then>,)+)>>
         where
             $($k: Hash + Eq + Clone + Borrow<$key::Asked>, $key: KeyOf<Req, $k>, $cost: CostOf<Req>,)+
         {
@@ -270,7 +270,7 @@ macro_rules! together {
         }
 
         impl<Req, Res, $($k, $key, $cost, $then),+> RulesFor<Req, Res>
-            for All<($(Rule<$k, $key, $cost, $then>,)+)>
+            for All<Arc<($(Rule<$k, $key, $cost, $then>,)+)>>
         where
             $($k: Hash + Eq + Clone + Borrow<$key::Asked>, $key: KeyOf<Req, $k>, $cost: CostOf<Req>,
             $then: After<Res>,)+

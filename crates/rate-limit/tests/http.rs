@@ -209,11 +209,11 @@ async fn a_call_is_settled_when_its_body_ends() {
     assert!(call(200, broken).await.unwrap().into_body().collect().await.is_err());
     assert_eq!(left(), 993);
     drop(call(200, frames()).await.unwrap());
-    assert_eq!(left(), 893, "a call that is cancelled costs the estimate");
+    assert_eq!(left(), 986, "a client that goes before the end pays what is known by then");
     assert!(call(0, frames()).await.is_err());
-    assert_eq!(left(), 893, "one that fails costs nothing");
+    assert_eq!(left(), 986, "one that fails costs nothing");
     call(503, frames()).await.unwrap().into_body().collect().await.unwrap();
-    assert_eq!(left(), 893);
+    assert_eq!(left(), 986);
 }
 
 /// Errors of the body pass, and an upstream's refusal is the upstream's.

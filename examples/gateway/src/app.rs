@@ -14,23 +14,31 @@ use std::{
 
 use axum::{
     Router,
-    extract::{Path, State},
+    extract::{Path, Query, State, rejection::QueryRejection},
     routing::get,
 };
-use bartizan_core::{BoxError, RejectionLayer};
+use bartizan_core::{BoxError, Rejected, RejectionLayer};
 use bartizan_provider::{
     Class, Error, ErrorEventsLayer, Facts, HttpTransport, IntakeLayer, Limits, Provider, Tenant, mock::Mock,
     openai_error,
 };
 use bytes::Bytes;
 use futures_util::future::Either;
-use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Uri, header::CONTENT_TYPE};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri,
+    header::{CONTENT_TYPE, WWW_AUTHENTICATE},
+};
+use http_body::Body;
 use http_body_util::Full;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tower::{Service, ServiceBuilder, ServiceExt, util::Oneshot};
+use tower::{Service, ServiceBuilder, ServiceExt, filter::FilterLayer, util::Oneshot};
 
-use crate::config::{Config, Model, Upstream};
+use crate::{
+    access::Access,
+    config::{Config, Model, Upstream},
+    rate_limits::{self, RateLimits},
+};
 
 /// What all workers share.
 #[derive(Clone, Debug)]
@@ -38,6 +46,9 @@ pub struct App {
     config: Arc<Config>,
     /// Where the embedded mock listens, if a model asks it.
     mock: Option<SocketAddr>,
+    access: Arc<Access>,
+    /// `None` if nothing is limited.
+    rate_limits: Option<Arc<RateLimits>>,
     draining: Arc<AtomicBool>,
 }
 
@@ -55,7 +66,13 @@ impl App {
         }
         let mock = listener.as_ref().map(TcpListener::local_addr).transpose()?;
         let names: Vec<_> = config.models.iter().map(|model| model.model.clone()).collect();
-        let app = Self { config: Arc::new(config), mock, draining: Arc::default() };
+        let app = Self {
+            access: Arc::new(Access::new(&config)),
+            rate_limits: RateLimits::new(&config),
+            config: Arc::new(config),
+            mock,
+            draining: Arc::default(),
+        };
         let serve = async move {
             match listener {
                 Some(listener) => {
@@ -96,24 +113,48 @@ impl App {
                 .into(),
             tenant_header: config.server.tenant_header.clone(),
         };
+        let models = ServiceBuilder::new().map_response(log_error_response).service(models);
+        match &self.rate_limits {
+            Some(limits) => self.routes(limits.around(models)),
+            None => self.routes(models),
+        }
+    }
+
+    /// All paths, of which `models` answers what asks a model.
+    fn routes<S, B>(&self, models: S) -> Router
+    where
+        S: Service<Request<Bytes>, Response = Response<B>> + Clone + Send + Sync + 'static,
+        S::Error: Into<BoxError>,
+        S::Future: Send,
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let server = &self.config.server;
         let intake = IntakeLayer::new()
-            .max_body(config.server.max_body_bytes as u64)
-            .body_within(config.server.body_timeout)
-            .tenant_header(config.server.tenant_header.clone());
+            .max_body(server.max_body_bytes as u64)
+            .body_within(server.body_timeout)
+            .tenant_header(server.tenant_header.clone());
+        let access = self.access.clone();
         let ask = ServiceBuilder::new()
             .layer(ErrorEventsLayer::new().on_error(log as fn(&BoxError)))
             .layer(RejectionLayer::new(refuse))
+            .layer(FilterLayer::new(move |request: Request<axum::body::Body>| {
+                access.admit(request).map_err(BoxError::from)
+            }))
             .layer(intake)
-            .map_response(log_error_response)
             .service(models);
 
-        Router::new()
+        let mut routes = Router::new()
             .route_service("/v1/chat/completions", ask.clone())
             .route_service("/v1/embeddings", ask)
             .route("/v1/models", get(list_models))
             .route("/v1/models/{*id}", get(retrieve_model))
             .route("/livez", get(|| async { "ok\n" }))
-            .route("/readyz", get(is_ready))
+            .route("/readyz", get(is_ready));
+        if self.access.has_admin() {
+            routes = routes.route("/admin/limits", get(describe_limits));
+        }
+        routes
             .fallback(no_such_path)
             .method_not_allowed_fallback(async || Error::method_not_allowed("GET, HEAD").to_response())
             .with_state(self.clone())
@@ -199,7 +240,11 @@ fn no_such_model(model: &str) -> Error {
 /// What a client sees of an error. What it is not told, because it is ours or the upstream's, goes to the log.
 fn refuse(error: BoxError) -> Response<Full<Bytes>> {
     log(&error);
-    openai_error(error)
+    let mut response = rate_limits::refusal(&error).unwrap_or_else(|| openai_error(error));
+    if response.status() == StatusCode::UNAUTHORIZED {
+        response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    response
 }
 
 /// An upstream's error response passes through; what it means rides in its extensions.
@@ -216,6 +261,8 @@ fn log(error: &BoxError) {
             tracing::warn!(%error, "a call failed");
         }
         Some(_) => tracing::debug!(%error, "a request was refused"),
+        // Not worth a line for each: /admin/limits counts them.
+        None if Rejected::find(&**error).is_some() => tracing::debug!(%error, "a request was refused"),
         None => tracing::error!(%error, "a call failed"),
     }
 }
@@ -228,16 +275,47 @@ fn describe(model: &Model) -> Value {
     json!({"id": model.name, "object": "model", "created": 0, "owned_by": owned_by})
 }
 
-async fn list_models(State(app): State<App>) -> Response<Full<Bytes>> {
+async fn list_models(State(app): State<App>, headers: HeaderMap) -> Response<Full<Bytes>> {
+    if let Err(error) = app.access.tenant(&headers) {
+        return refuse(error.into());
+    }
     let data: Vec<_> = app.config.models.iter().map(describe).collect();
     json_response(&json!({"object": "list", "data": data}))
 }
 
-async fn retrieve_model(State(app): State<App>, Path(id): Path<String>) -> Response<Full<Bytes>> {
+async fn retrieve_model(
+    State(app): State<App>,
+    headers: HeaderMap,
+    Path(id): Path<String>,
+) -> Response<Full<Bytes>> {
+    if let Err(error) = app.access.tenant(&headers) {
+        return refuse(error.into());
+    }
     match app.config.models.iter().find(|model| model.name == id) {
         Some(model) => json_response(&describe(model)),
         None => no_such_model(&id).to_response(),
     }
+}
+
+/// What the rate limits have done, and with `?tenant=` what that tenant has left.
+async fn describe_limits(
+    State(app): State<App>,
+    headers: HeaderMap,
+    query: Result<Query<Vec<(String, String)>>, QueryRejection>,
+) -> Response<Full<Bytes>> {
+    if let Err(error) = app.access.admit_admin(&headers) {
+        return refuse(error.into());
+    }
+    let tenant = match query.as_ref().map(|Query(pairs)| &pairs[..]) {
+        Ok([]) => None,
+        Ok([(name, tenant)]) if name == "tenant" => Some(Tenant::from(tenant.as_str())),
+        _ => {
+            let message = "the query of this path is `?tenant=` and the name of one tenant, or nothing";
+            return Error::new(Class::BadRequest, message).to_response();
+        }
+    };
+    let limits = app.rate_limits.map_or_else(|| json!([]), |limits| limits.describe(tenant.as_ref()));
+    json_response(&json!({"limits": limits}))
 }
 
 fn json_response(value: &Value) -> Response<Full<Bytes>> {

@@ -8,6 +8,7 @@ use std::{
     collections::BTreeMap, ffi::OsString, fmt, net::SocketAddr, num::NonZeroUsize, path::Path, time::Duration,
 };
 
+use bartizan_rate_limit::Quota;
 use http::{HeaderName, Uri};
 use secrecy::SecretString;
 
@@ -20,8 +21,11 @@ mod error;
 mod key;
 mod load;
 mod models;
+mod rates;
 mod sample;
 mod schema;
+mod section;
+mod tenants;
 
 /// A valid configuration. Its `Default` is what the gateway does without any: one embedded mock with a few models.
 #[derive(Clone, Debug)]
@@ -30,6 +34,12 @@ pub struct Config {
     pub server: ServerConfig,
     /// `[limits]`, which the models' own limits already take into account.
     pub limits: Limits,
+    /// `[rate_limits]` and `[total_rate_limits]`.
+    pub rate_limits: RateLimits,
+    /// `[[tenant]]`, each name once.
+    pub tenants: Vec<Tenant>,
+    /// `[[key]]`, each secret once. If there are any, a request needs one.
+    pub keys: Vec<ClientKey>,
     /// `[[model]]`, in the order of the file, at least one, each name once.
     pub models: Vec<Model>,
 }
@@ -57,6 +67,8 @@ pub struct ServerConfig {
     pub drain_timeout: Duration,
     /// The request header that names the tenant.
     pub tenant_header: HeaderName,
+    /// What the admin endpoints ask for; without it there are none.
+    pub admin_token: Option<SecretString>,
 }
 
 /// `[limits]`: how long a call to an upstream may take.
@@ -72,6 +84,58 @@ pub struct Limits {
     pub idle: Duration,
     /// For everything.
     pub total: Duration,
+}
+
+/// What tenants may ask for, and what becomes of what they ask beyond.
+#[derive(Clone, Copy, Debug)]
+pub struct RateLimits {
+    /// Of each tenant that has none of its own.
+    pub tenant: Rates,
+    /// Of all tenants together: requests and tokens a minute.
+    pub total: Rates,
+    /// How many requests of a tenant may wait for a limit; 0 refuses at once.
+    pub max_queue: usize,
+    /// How long one may wait.
+    pub max_wait: Duration,
+    /// Whether a model is left alone for as long as its upstream says.
+    pub follow_upstreams: bool,
+}
+
+/// Limits of rates; `None` is unlimited.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rates {
+    /// Without the burst.
+    pub requests_per_minute: Option<Quota>,
+    /// Requests an hour.
+    pub requests_per_hour: Option<Quota>,
+    /// Requests a day.
+    pub requests_per_day: Option<Quota>,
+    /// Tokens a minute.
+    pub tokens_per_minute: Option<Quota>,
+    /// Tokens an hour.
+    pub tokens_per_hour: Option<Quota>,
+    /// Tokens a day.
+    pub tokens_per_day: Option<Quota>,
+    /// Of `requests_per_minute`, which can have it; all of a minute at once if `None`.
+    pub burst: Option<u64>,
+}
+
+/// `[[tenant]]`: one with limits of its own.
+#[derive(Clone, Debug)]
+pub struct Tenant {
+    /// What its key or the tenant header says: up to 256 visible ASCII characters.
+    pub name: String,
+    /// Its limits, which already take into account those of all tenants.
+    pub rates: Rates,
+}
+
+/// `[[key]]`: what a client shows.
+#[derive(Clone, Debug)]
+pub struct ClientKey {
+    /// Whose it is.
+    pub tenant: String,
+    /// The key itself: visible ASCII. `Debug` does not show it.
+    pub secret: SecretString,
 }
 
 /// `[[model]]`: a public model, and who answers for it.
@@ -182,7 +246,14 @@ impl Default for Config {
             model: name.to_owned(),
             limits,
         };
-        Self { server: ServerConfig::default(), limits, models: schema::MOCK_MODELS.map(mock).into() }
+        Self {
+            server: ServerConfig::default(),
+            limits,
+            rate_limits: RateLimits::default(),
+            tenants: Vec::new(),
+            keys: Vec::new(),
+            models: schema::MOCK_MODELS.map(mock).into(),
+        }
     }
 }
 
@@ -200,6 +271,7 @@ impl Default for ServerConfig {
             write_timeout: options.write_timeout,
             drain_timeout: options.drain_timeout,
             tenant_header: HeaderName::from_static("x-tenant-id"),
+            admin_token: None,
         }
     }
 }
@@ -226,6 +298,13 @@ impl Default for Limits {
             idle: Duration::from_secs(60),
             total: Duration::from_secs(600),
         }
+    }
+}
+
+impl Default for RateLimits {
+    fn default() -> Self {
+        let (tenant, total) = (Rates::default(), Rates::default());
+        Self { tenant, total, max_queue: 0, max_wait: Duration::from_secs(10), follow_upstreams: false }
     }
 }
 

@@ -4,6 +4,8 @@
 
 #![forbid(unsafe_code)]
 
+mod access;
 pub mod app;
 pub mod config;
+mod rate_limits;
 pub mod server;

@@ -43,10 +43,12 @@ struct Arguments {
 
 const HELP: &str = "\
 Environment:
-  GATEWAY_SERVER_<KEY>, GATEWAY_LIMITS_<KEY>  override the keys of [server] and [limits],
-                                              as GATEWAY_SERVER_WORKERS=2
-  RUST_LOG                                    which logs to write to stderr, as debug or
-                                              warn,gateway=debug (default: info)
+  GATEWAY_SERVER_<KEY>, GATEWAY_LIMITS_<KEY>,
+  GATEWAY_RATE_LIMITS_<KEY>,
+  GATEWAY_TOTAL_RATE_LIMITS_<KEY>  override the keys of [server], [limits] and so on,
+                                   as GATEWAY_SERVER_WORKERS=2
+  RUST_LOG                         which logs to write to stderr, as debug or
+                                   warn,gateway=debug (default: info)
 
 Signals:
   SIGINT, SIGTERM  stop accepting and finish what is in flight; a second one cuts it
@@ -177,8 +179,9 @@ fn greeting(config: &Config, address: SocketAddr) -> String {
             "messages": [{"role": "user", "content": "Hello"}],
         });
         let quoted = body.to_string().replace('\'', r"'\''");
+        let key = if config.keys.is_empty() { "" } else { r#" -H "authorization: Bearer $YOUR_KEY""# };
         greeting += &format!(
-            "try:\n  curl http://{}/v1/chat/completions -H 'content-type: application/json' -d '{quoted}'\n",
+            "try:\n  curl http://{}/v1/chat/completions -H 'content-type: application/json'{key} -d '{quoted}'\n",
             reachable(address)
         );
     }
@@ -209,6 +212,8 @@ fn print(text: &str) {
 
 #[cfg(test)]
 mod tests {
+    use gateway::config::ClientKey;
+
     use super::*;
 
     #[test]
@@ -225,6 +230,10 @@ mod tests {
         let curl = greeting.lines().last().unwrap();
         assert!(curl.starts_with("  curl http://127.0.0.1:8080/v1/chat/completions "), "{curl}");
         assert!(curl.ends_with(r#""model":"it'\''s"}'"#), "{curl}");
+        assert!(!greeting.contains("authorization"), "{greeting}");
+        config.keys.push(ClientKey { tenant: "a".to_owned(), secret: "sk-a".into() });
+        let greeting = super::greeting(&config, "0.0.0.0:8080".parse().unwrap());
+        assert!(greeting.contains(r#" -H "authorization: Bearer $YOUR_KEY" -d "#), "{greeting}");
     }
 
     #[test]

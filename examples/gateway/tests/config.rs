@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bartizan_rate_limit::Quota;
 use gateway::config::{Config, Environment, Upstream, sample};
 use secrecy::ExposeSecret;
 
@@ -51,23 +52,30 @@ fn the_sample_shows_the_defaults() {
         _ => format!("{line}\n"),
     });
     let text: String = lines.collect();
-    assert_eq!(uncommented, 15);
+    assert_eq!(uncommented, 27);
     assert_eq!(format!("{:?}", load(&text)), defaults);
 }
 
 #[test]
 fn the_examples_in_the_sample_are_right() {
-    // Those stand two spaces further in than the prose.
+    // Those stand two spaces further in than the prose, and each begins with a table.
     let sample = sample();
-    let example: Vec<_> = sample
-        .lines()
-        .filter_map(|line| line.strip_prefix("#   "))
-        .skip_while(|line| !line.starts_with("[["))
-        .collect();
-    let config =
-        Config::from_toml("sample", &example.join("\n"), &environment(&[("OPENAI_API_KEY", "sk-1")]))
-            .unwrap();
-    assert_eq!(config.models.len(), 2);
+    let mut example = String::new();
+    let mut inside = false;
+    for line in sample.lines() {
+        match line.strip_prefix("#   ") {
+            Some(line) => {
+                inside |= line.starts_with("[[");
+                if inside {
+                    example += &format!("{line}\n");
+                }
+            }
+            None => inside &= line == "#",
+        }
+    }
+    let variables = environment(&[("OPENAI_API_KEY", "sk-1"), ("ACME_KEY", "sk-acme")]);
+    let config = Config::from_toml("sample", &example, &variables).unwrap();
+    assert_eq!((config.models.len(), config.tenants.len(), config.keys.len()), (2, 1, 1));
     let Upstream::OpenAi { base_url, .. } = &config.models[0].upstream else { panic!() };
     assert!(sample.contains(&format!("Default: \"{base_url}\"")));
 }
@@ -198,7 +206,10 @@ fn unknown_keys_come_with_advice() {
     let cases = [
         ("[servr]", r#"g.toml:4: unknown section "servr"; did you mean [server]?"#),
         ("[[models]]", r#"g.toml:4: unknown section "models"; did you mean [[model]]?"#),
-        ("[zzz]", r#"g.toml:4: unknown section "zzz"; there are [server], [limits], [[model]]"#),
+        (
+            "[zzz]",
+            r#"g.toml:4: unknown section "zzz"; there are [server], [limits], [rate_limits], [total_rate_limits], [[tenant]], [[key]], [[model]]"#,
+        ),
         (
             "[server]\nconnect_ms = 5",
             r#"g.toml:5: unknown key "connect_ms" in [server]; it belongs in [limits]"#,
@@ -387,4 +398,149 @@ fn variables_that_kubernetes_sets_are_not_meant_for_us() {
     Config::load(None, &environment(&links), None).unwrap();
     let error = Config::load(None, &environment(&[("GATEWAY_PORT", "80")]), None).unwrap_err();
     assert!(error.to_string().starts_with("GATEWAY_PORT: unknown environment variable; "), "{error}");
+}
+
+/// How many a limit lets pass, and in how many seconds.
+fn rate(quota: Option<Quota>) -> Option<(u64, u64)> {
+    quota.map(|quota| (quota.rate().0, quota.rate().1.as_secs()))
+}
+
+#[test]
+fn tenants_have_limits_of_their_own_over_those_of_all() {
+    let text = format!(
+        r#"{MOCK}
+        [rate_limits]
+        requests_per_minute = 60
+        tokens_per_hour = 1_000_000
+        burst = 5
+        max_queue = 10
+        max_wait_ms = 300
+        [total_rate_limits]
+        tokens_per_minute = 7
+        [[tenant]]
+        name = "acme"
+        requests_per_minute = 600
+        requests_per_day = 9
+        burst = "auto"
+        tokens_per_hour = "unlimited"
+        [[tenant]]
+        name = "plain"
+        "#
+    );
+    let variables = environment(&[("GATEWAY_RATE_LIMITS_REQUESTS_PER_HOUR", "70")]);
+    let config = Config::from_toml("g.toml", &text, &variables).unwrap();
+    let limits = &config.rate_limits;
+    assert_eq!((limits.max_queue, limits.max_wait), (10, Duration::from_millis(300)));
+    assert_eq!(rate(limits.total.tokens_per_minute), Some((7, 60)));
+    assert_eq!(limits.total.requests_per_minute, None);
+    let [acme, plain] = &config.tenants[..] else { panic!() };
+    assert_eq!((acme.name.as_str(), plain.name.as_str()), ("acme", "plain"));
+    assert_eq!(plain.rates, limits.tenant);
+    assert_eq!((rate(plain.rates.requests_per_minute), plain.rates.burst), (Some((60, 60)), Some(5)));
+    let acme = &acme.rates;
+    assert_eq!((rate(acme.requests_per_minute), acme.burst), (Some((600, 60)), None));
+    assert_eq!(rate(acme.requests_per_hour), Some((70, 3_600)));
+    assert_eq!(rate(acme.requests_per_day), Some((9, 86_400)));
+    assert_eq!(acme.tokens_per_hour, None);
+}
+
+#[test]
+fn limits_that_cannot_be_are_refused() {
+    let range = "must be \"unlimited\" or an integer from 1 to 1000000000000, not";
+    for wrong_value in ["0", "-1", "1.5", "1000000000001", "99999999999999999999", "\"lots\"", "true"] {
+        assert_eq!(
+            wrong(&format!("[rate_limits]\ntokens_per_day = {wrong_value}")),
+            format!("g.toml:5: \"tokens_per_day\" in [rate_limits] {range} {wrong_value}")
+        );
+    }
+    assert_eq!(
+        wrong("[[tenant]]\nname = \"a\"\nrequests_per_minute = 0"),
+        format!("g.toml:6: \"requests_per_minute\" in [[tenant]] {range} 0")
+    );
+    assert_eq!(
+        wrong("[rate_limits]\nburst = 5"),
+        "g.toml:5: \"burst\" in [rate_limits] has no effect without requests_per_minute; set that, or remove this"
+    );
+    assert_eq!(
+        wrong("[rate_limits]\nrequest_per_minute = 5"),
+        "g.toml:5: unknown key \"request_per_minute\" in [rate_limits]; did you mean \"requests_per_minute\"?"
+    );
+    assert_eq!(
+        wrong("[limits]\nrequests_per_day = 5"),
+        "g.toml:5: unknown key \"requests_per_day\" in [limits]; it belongs in [rate_limits]"
+    );
+    assert!(wrong("[total_rate_limits]\nburst = 5").ends_with("it belongs in [rate_limits]"));
+    assert!(wrong("[rate_limits]\nmax_queue = -1").contains("an integer from 0 to 1000000, not -1"));
+    assert!(wrong("[rate_limits]\nmax_wait_ms = 0").contains("an integer from 1 to"));
+}
+
+#[test]
+fn tenants_are_known_and_tidy() {
+    assert_eq!(
+        wrong("[[tenant]]\nburst = \"auto\""),
+        "g.toml:4: missing key \"name\" in [[tenant]]: who is limited"
+    );
+    assert_eq!(
+        wrong("[[tenant]]\nname = \"a\"\n[[tenant]]\nname = \"a\""),
+        "g.toml:7: \"name\" in [[tenant]] is \"a\", as at g.toml:5; each needs a name of its own"
+    );
+    assert_eq!(wrong("[tenant]\nname = \"a\""), "g.toml:4: \"tenant\" must be written as [[tenant]]");
+    for name in ["", " a", "a\\n", "caf\u{e9}", &"x".repeat(257)] {
+        let text = wrong(&format!("[[tenant]]\nname = \"{name}\""));
+        assert!(text.starts_with("g.toml:5: \"name\" in [[tenant]] "), "{text}");
+    }
+    assert_eq!(
+        wrong("[[tenant]]\nname = \"acme\"\n[[key]]\ntenant = \"acne\"\nkey = \"k\""),
+        "g.toml:5: \"name\" in [[tenant]] is \"acme\", which has no effect: no [[key]] is of that tenant; did you mean \
+         \"acne\"?"
+    );
+}
+
+#[test]
+fn client_keys_are_found_and_never_shown() {
+    let text = format!(
+        "{MOCK}[server]\nadmin_token = \"sk-secret-0\"\n[[key]]\ntenant = \"a\"\nkey_env = \"A_KEY\"\n\
+         [[key]]\ntenant = \"a\"\nkey = \"sk-secret-2\"\n"
+    );
+    let variables = environment(&[("A_KEY", "sk-secret-1")]);
+    let config = Config::from_toml("g.toml", &text, &variables).unwrap();
+    let secrets: Vec<_> = config.keys.iter().map(|key| key.secret.expose_secret()).collect();
+    assert_eq!(secrets, ["sk-secret-1", "sk-secret-2"]);
+    assert!(!format!("{config:?}").contains("secret-"), "{config:?}");
+    let variables = environment(&[("GATEWAY_SERVER_ADMIN_TOKEN", "sk-secret-3")]);
+    let config = Config::load(None, &variables, None).unwrap();
+    assert_eq!(config.server.admin_token.unwrap().expose_secret(), "sk-secret-3");
+
+    let wrong = |text: &str| {
+        let text = wrong_with(&format!("{MOCK}{text}"), &[("BAD", "sk-secret x"), ("EMPTY", "")]);
+        assert!(!text.contains("sk-secret") && !text.contains("5555"), "{text}");
+        text
+    };
+    let key = |rest: &str| wrong(&format!("[[key]]\ntenant = \"a\"\n{rest}"));
+    assert_eq!(
+        key(""),
+        "g.toml:4: missing key \"key_env\" in [[key]]: the environment variable that holds the key"
+    );
+    assert_eq!(wrong("[[key]]\nkey = \"k\""), "g.toml:4: missing key \"tenant\" in [[key]]: whose key it is");
+    assert_eq!(key("key = \"\""), "g.toml:6: \"key\" in [[key]] is empty");
+    assert_eq!(key("key = 5555"), "g.toml:6: \"key\" in [[key]] must be a string");
+    assert!(key("key = \"sk-secret x\"").contains("a header cannot carry"));
+    assert!(key("key_env = \"sk-secret\"").contains("and not the key itself"));
+    assert!(
+        key("key_env = \"NOT_SET\"")
+            .ends_with("the environment variable NOT_SET, which is not set; put the key there")
+    );
+    assert!(key("key_env = \"BAD\"").contains("which holds white space"));
+    assert!(key("key_env = \"EMPTY\"").contains("which is empty"));
+    assert!(key("key_env = \"EMPTY\"\nkey = \"k\"").contains("no effect beside \"key\""));
+    assert_eq!(
+        key("key = \"sk-secret\"\n[[key]]\ntenant = \"b\"\nkey = \"sk-secret\""),
+        "g.toml:7: [[key]] is the same key as at g.toml:4; each can be of one tenant"
+    );
+    for token in ["\"\"", "5555", "\"sk-secret x\"", "\"sk-secret\u{e9}\""] {
+        assert!(
+            wrong(&format!("[server]\nadmin_token = {token}"))
+                .starts_with("g.toml:5: \"admin_token\" in [server] ")
+        );
+    }
 }

@@ -3,5 +3,6 @@
 mod clients;
 #[path = "../gateway_under_test/mod.rs"]
 mod gateway_under_test;
+mod limits;
 mod upstreams;
 mod wire;

@@ -254,6 +254,9 @@ async fn tenants_are_read_or_refused() {
     assert_eq!(tenant(call(&layer, &[]).await.unwrap()), None);
     assert_eq!(tenant(call(&layer, &[b""]).await.unwrap()), None);
     assert_eq!(tenant(call(&IntakeLayer::new(), &[b"acme"]).await.unwrap()), None);
+    let longest = "x".repeat(256);
+    assert_eq!(tenant(call(&layer, &[longest.as_bytes()]).await.unwrap()).as_deref(), Some(&*longest));
+    assert!(call(&layer, &[&[b'x'; 257]]).await.is_err());
     assert_eq!(refused(call(&layer, &[b"acme", b"acme"]).await).0, 400);
     assert_eq!(refused(call(&layer, &[b"caf\xe9"]).await).0, 400);
 }

@@ -15,11 +15,13 @@ pub(super) struct Key<T> {
 
 pub(super) enum Kind<T> {
     Integer(RangeInclusive<u64>, fn(&mut T, u64)),
-    /// `None` is `"auto"`.
-    IntegerOrAuto(RangeInclusive<u64>, fn(&mut T, Option<u64>)),
+    /// `None` is this word. An error goes on after `"key" in [section]`.
+    IntegerOr(&'static str, RangeInclusive<u64>, fn(&mut T, Option<u64>) -> Result<(), String>),
     Flag(fn(&mut T, bool)),
     /// What it is, and how to take it; an error goes on after `"key" in [section]`.
     Text(&'static str, fn(&mut T, &str) -> Result<(), String>),
+    /// As `Text`, and no error shows what was given.
+    Secret(&'static str, fn(&mut T, &str) -> Result<(), String>),
 }
 
 /// A value on its way in.
@@ -55,10 +57,15 @@ impl<T> Kind<T> {
         let wrong = || format!("must be {self}, not {value}");
         match self {
             Self::Integer(range, set) => set(target, value.integer(range).ok_or_else(wrong)?),
-            Self::IntegerOrAuto(_, set) if value.text() == Some("auto") => set(target, None),
-            Self::IntegerOrAuto(range, set) => set(target, Some(value.integer(range).ok_or_else(wrong)?)),
+            Self::IntegerOr(word, _, set) if value.text() == Some(word) => return set(target, None),
+            Self::IntegerOr(_, range, set) => {
+                return set(target, Some(value.integer(range).ok_or_else(wrong)?));
+            }
             Self::Flag(set) => set(target, value.flag().ok_or_else(wrong)?),
             Self::Text(_, set) => return set(target, value.text().ok_or_else(wrong)?),
+            Self::Secret(what, set) => {
+                return set(target, value.text().ok_or_else(|| format!("must be {what}"))?);
+            }
         }
         Ok(())
     }
@@ -69,11 +76,11 @@ impl<T> fmt::Display for Kind<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Integer(range, _) => write!(f, "an integer from {} to {}", range.start(), range.end()),
-            Self::IntegerOrAuto(range, _) => {
-                write!(f, "\"auto\" or an integer from {} to {}", range.start(), range.end())
+            Self::IntegerOr(word, range, _) => {
+                write!(f, "{word:?} or an integer from {} to {}", range.start(), range.end())
             }
             Self::Flag(_) => f.write_str("true or false"),
-            Self::Text(what, _) => f.write_str(what),
+            Self::Text(what, _) | Self::Secret(what, _) => f.write_str(what),
         }
     }
 }

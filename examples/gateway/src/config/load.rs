@@ -2,12 +2,15 @@
 
 use std::{collections::BTreeMap, ops::Range};
 
-use toml::de::{DeTable, DeValue};
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
 
 use super::{
     Config, ConfigError, Environment, Limits, Origin, Problem, ServerConfig,
-    key::{Value, nearest, set},
-    schema::{LIMITS, SERVER, Section, variable},
+    key::{Value, nearest},
+    section::{Section, variable},
 };
 
 /// Where the keys of a section were given, and whether their values are right.
@@ -20,11 +23,11 @@ impl Given {
     }
 
     /// Only of a value that was taken, so that one mistake is not told twice.
-    fn origin_of_valid(&self, key: &str) -> Option<&Origin> {
+    pub(super) fn origin_of_valid(&self, key: &str) -> Option<&Origin> {
         self.0.get(key).filter(|(_, valid)| *valid).map(|(origin, _)| origin)
     }
 
-    fn is_wrong(&self, key: &str) -> bool {
+    pub(super) fn is_wrong(&self, key: &str) -> bool {
         self.0.get(key).is_some_and(|(_, valid)| !valid)
     }
 }
@@ -84,27 +87,24 @@ impl Loader<'_> {
 
     fn document(&mut self, document: &DeTable<'_>, has_file: bool, listen: Option<&str>) -> Config {
         let mut config = Config::default();
-        let Config { server, limits, models } = &mut config;
-        let (mut server_given, mut limits_given) = (Given::default(), Given::default());
-        // `None` when there is something of that name, but not this.
-        let mut entries = Some(&[][..]);
+        let mut given: BTreeMap<Section, Given> = BTreeMap::new();
+        let mut lists: BTreeMap<Section, &[Spanned<DeValue<'_>>]> = BTreeMap::new();
+        let mut has_models = has_file;
         for (key, value) in document {
             let name = key.get_ref().as_ref();
             let section = Section::ALL.into_iter().find(|section| section.name() == name);
             match (section, value.get_ref()) {
-                (Some(section @ Section::Server), DeValue::Table(table)) => {
-                    server_given =
-                        self.section(section, table, |name, value| set(SERVER, server, name, value));
+                (Some(section), DeValue::Table(table)) if !section.is_list() => {
+                    let keys =
+                        self.section(section, table, |name, value| section.set(&mut config, name, value));
+                    given.insert(section, keys);
                 }
-                (Some(section @ Section::Limits), DeValue::Table(table)) => {
-                    limits_given =
-                        self.section(section, table, |name, value| set(LIMITS, limits, name, value));
+                (Some(section), DeValue::Array(array)) if section.is_list() => {
+                    lists.insert(section, array);
                 }
-                (Some(Section::Model), DeValue::Array(array)) => entries = Some(array),
                 (Some(section), _) => {
-                    if section == Section::Model {
-                        entries = None;
-                    }
+                    // There is something of that name, but not this.
+                    has_models &= section != Section::Model;
                     self.problem(self.at(&key.span()), format!("{name:?} must be written as {section}"));
                 }
                 (None, value) => {
@@ -114,26 +114,42 @@ impl Loader<'_> {
             }
         }
         for (section, key, origin, text) in self.variables() {
-            let value = Value::Text(&text);
-            if section == Section::Server {
-                self.record(section, key, origin, &mut server_given, set(SERVER, server, key, &value));
-            } else {
-                self.record(section, key, origin, &mut limits_given, set(LIMITS, limits, key, &value));
-            }
+            let outcome = section.set(&mut config, key, &Value::Text(&text));
+            self.record(section, key, origin, given.entry(section).or_default(), outcome);
         }
         if let Some(listen) = listen {
-            let (key, origin) = ("listen", Origin::Option("--listen"));
-            let outcome = set(SERVER, server, key, &Value::Text(listen));
-            self.record(Section::Server, key, origin, &mut server_given, outcome);
+            let (section, key, origin) = (Section::Server, "listen", Origin::Option("--listen"));
+            let outcome = section.set(&mut config, key, &Value::Text(listen));
+            self.record(section, key, origin, given.entry(section).or_default(), outcome);
         }
-        self.check_listen(server, &server_given);
-        self.check_limits(Section::Limits, limits, &limits_given);
-        match entries {
-            Some(entries) if has_file => *models = self.models(entries, limits),
+        let mut given = |section| given.remove(&section).unwrap_or_default();
+        let list = |section| lists.get(&section).copied().unwrap_or_default();
+        self.check_limits(Section::Limits, &config.limits, &given(Section::Limits));
+        self.check_burst(Section::RateLimits, &config.rate_limits.tenant, &given(Section::RateLimits));
+        config.keys = self.keys(list(Section::Key));
+        self.check_listen(&config.server, list(Section::Key).is_empty(), &given(Section::Server));
+        config.tenants = self.tenants(list(Section::Tenant), &config.keys, &config.rate_limits);
+        if has_models {
+            config.models = self.models(list(Section::Model), &config.limits);
+        } else {
             // The mocks of a gateway without a file obey the environment too.
-            _ => models.iter_mut().for_each(|model| model.limits = *limits),
+            config.models.iter_mut().for_each(|model| model.limits = config.limits);
         }
         config
+    }
+
+    /// An entry of a list, which must be a table.
+    pub(super) fn table<'e>(
+        &mut self,
+        section: Section,
+        entry: &'e Spanned<DeValue<'e>>,
+    ) -> Option<&'e DeTable<'e>> {
+        let table = entry.get_ref().as_table();
+        if table.is_none() {
+            let message = format!("{:?} must be written as {section}", section.name());
+            self.problem(self.at(&entry.span()), message);
+        }
+        table
     }
 
     /// Sets the keys of one table, and says which there were.
@@ -177,7 +193,8 @@ impl Loader<'_> {
         let keys_of = |section: Section| {
             section.keys().into_iter().map(move |key| (variable(section, key), (section, key)))
         };
-        let known: BTreeMap<_, _> = keys_of(Section::Server).chain(keys_of(Section::Limits)).collect();
+        let single = Section::ALL.into_iter().filter(|section| !section.is_list());
+        let known: BTreeMap<_, _> = single.flat_map(keys_of).collect();
         let environment = self.environment;
         let mut variables = Vec::new();
         for (name, value) in &environment.0 {
@@ -205,14 +222,15 @@ impl Loader<'_> {
         variables
     }
 
-    fn check_listen(&mut self, server: &ServerConfig, given: &Given) {
+    fn check_listen(&mut self, server: &ServerConfig, open: bool, given: &Given) {
         if let Some(origin) = given.origin_of_valid("listen")
             && !server.allow_remote
             && !given.is_wrong("allow_remote")
             && !server.listen.ip().to_canonical().is_loopback()
         {
+            let danger = if open { "asks nobody for a key" } else { "has no TLS to keep keys secret" };
             let message = format!(
-                "\"listen\" in [server] is {}, which other machines can reach, and the gateway asks nobody for a key; \
+                "\"listen\" in [server] is {}, which other machines can reach, and the gateway {danger}; \
                  set allow_remote = true in [server] if that is meant, else listen on 127.0.0.1",
                 server.listen
             );

@@ -8,7 +8,8 @@ use super::{
     ApiKey, Limits, Model, Origin, Upstream,
     key::set,
     load::{Given, Loader},
-    schema::{LIMITS, MODEL, OPENAI_URL, RawModel, Section, UpstreamKind},
+    schema::{LIMITS, MODEL, OPENAI_URL, RawModel, UpstreamKind},
+    section::Section,
 };
 
 impl Loader<'_> {
@@ -18,10 +19,7 @@ impl Loader<'_> {
         let mut models = Vec::new();
         for entry in entries {
             let at = self.at(&entry.span());
-            let Some(table) = entry.get_ref().as_table() else {
-                self.problem(at, format!("\"model\" must be written as {}", Section::Model));
-                continue;
-            };
+            let Some(table) = self.table(Section::Model, entry) else { continue };
             let mut raw = RawModel::default();
             let mut own = *limits;
             let given = self.section(Section::Model, table, |name, value| {
@@ -87,15 +85,19 @@ impl Loader<'_> {
             }
             Some(_) => "holds white space or characters that a header cannot carry",
         };
-        // A key pasted in place of the name may look like a name, but not like one in capitals.
-        let shown = variable.bytes().all(|byte| !byte.is_ascii_lowercase());
-        let which = if shown {
-            format!("the environment variable {variable}")
-        } else {
-            "an environment variable".into()
-        };
+        let which = shown(&variable);
         let message = format!("\"api_key_env\" in [[model]] names {which}, which {wrong}; put the key there");
         self.problem(given.origin("api_key_env")?.clone(), message);
         None
+    }
+}
+
+/// A variable in the words of an error. A key pasted in place of the name may look like a name, but not like one in
+/// capitals.
+pub(super) fn shown(variable: &str) -> String {
+    if variable.bytes().all(|byte| !byte.is_ascii_lowercase()) {
+        format!("the environment variable {variable}")
+    } else {
+        "an environment variable".to_owned()
     }
 }

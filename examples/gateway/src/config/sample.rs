@@ -2,6 +2,7 @@
 
 use super::{
     key::Key,
+    rates::{KEY, QUEUE, RATES, TENANT, TOTAL},
     schema::{LIMITS, MOCK_MODELS, MODEL, SERVER},
 };
 
@@ -16,13 +17,18 @@ pub fn sample() -> String {
     for key in LIMITS {
         key.sample(&mut text);
     }
+    text += RATES_HEAD;
+    RATES.iter().for_each(|key| key.sample(&mut text));
+    QUEUE.iter().for_each(|key| key.sample(&mut text));
+    text += TOTAL_HEAD;
+    TOTAL.iter().for_each(|key| key.sample(&mut text));
+    text += TENANT_HEAD;
+    TENANT.iter().for_each(|key| key.line(&mut text));
+    text += KEY_HEAD;
+    KEY.iter().for_each(|key| key.line(&mut text));
+    text += KEY_END;
     text += MODEL_HEAD;
-    for key in MODEL {
-        text += &format!("#   {}: {}\n", key.name, key.doc.replace('\n', "\n#     "));
-        if !key.default.is_empty() {
-            text += &format!("#     Default: {}.\n", key.default);
-        }
-    }
+    MODEL.iter().for_each(|key| key.line(&mut text));
     text += MODEL_END;
     for name in MOCK_MODELS {
         text += &format!("\n[[model]]\nname = \"{name}\"\nupstream = \"mock\"\n");
@@ -35,7 +41,20 @@ impl<T> Key<T> {
         let Self { name, kind, default, doc } = self;
         let mut kind = kind.to_string();
         kind[..1].make_ascii_uppercase();
+        if default.is_empty() {
+            // With a space, as there is no default to uncomment.
+            *text += &format!("\n# {}\n# {kind}.\n# {name} =\n", doc.replace('\n', "\n# "));
+            return;
+        }
         *text += &format!("\n# {}\n# {kind}.\n#{name} = {default}\n", doc.replace('\n', "\n# "));
+    }
+
+    /// One of an entry of a list.
+    fn line(&self, text: &mut String) {
+        *text += &format!("#   {}: {}\n", self.name, self.doc.replace('\n', "\n#     "));
+        if !self.default.is_empty() {
+            *text += &format!("#     Default: {}.\n", self.default);
+        }
     }
 }
 
@@ -45,13 +64,51 @@ const HEAD: &str = "\
 # A line such as `#workers = \"auto\"` shows a key and its default; take the `#` away to change it. What is not known here
 # is an error. This file is what `gateway --sample` prints.
 #
-# Environment variables override the keys of [server] and [limits]: GATEWAY_SERVER_LISTEN, GATEWAY_LIMITS_TOTAL_MS and so
-# on. The option --listen overrides both. Logs go to stderr; RUST_LOG says which (default: info).
+# Environment variables override the keys of [server], [limits], [rate_limits] and [total_rate_limits]:
+# GATEWAY_SERVER_LISTEN, GATEWAY_LIMITS_TOTAL_MS and so on. The option --listen overrides both. Logs go to stderr; RUST_LOG says which (default: info).
 ";
 
 const LIMITS_HEAD: &str = "
 # How long a call to an upstream may take, in milliseconds. A [[model]] may have any of these keys for itself.
 [limits]
+";
+
+const RATES_HEAD: &str = "
+# What each tenant may ask for; a [[tenant]] may have limits of its own. Limits are spread evenly: 60 a minute are one a
+# second, and 60 at once after a minute's pause. A request passes if all limits let it, and else none is charged.
+# Requests without a tenant count together, as one.
+[rate_limits]
+";
+
+const TOTAL_HEAD: &str = "
+# What all tenants together may ask for.
+[total_rate_limits]
+";
+
+const TENANT_HEAD: &str = "
+# One [[tenant]] for each that has limits of its own. Its keys:
+#
+";
+
+const KEY_HEAD: &str = "\
+#   The limits and the burst of [rate_limits]: instead of those, for this tenant only.
+#
+# One [[key]] for each API key that clients may use. If there is one, a request without a known key is refused. Its keys:
+#
+";
+
+const KEY_END: &str = "\
+#
+# A tenant that may ask ten times a second, and its key:
+#
+#   [[tenant]]
+#   name = \"acme\"
+#   requests_per_minute = 600
+#   tokens_per_minute = \"unlimited\"
+#
+#   [[key]]
+#   tenant = \"acme\"
+#   key_env = \"ACME_KEY\"
 ";
 
 const MODEL_HEAD: &str = "

@@ -1,12 +1,13 @@
 //! Every key there is: its name, type, range, default and meaning.
 
-use std::{fmt, net::SocketAddr, num::NonZeroUsize, ops::RangeInclusive, time::Duration};
+use std::{net::SocketAddr, num::NonZeroUsize, ops::RangeInclusive, time::Duration};
 
 use http::{HeaderName, Uri, header, uri::Scheme};
 
 use super::{
     Limits, ServerConfig,
     key::{Key, Kind, nearest},
+    rates::secret,
 };
 
 /// The models of a gateway that is told nothing.
@@ -16,7 +17,7 @@ pub(super) const MOCK_MODELS: [&str; 3] = ["mock-small", "mock-large", "mock-emb
 pub(super) const OPENAI_URL: &str = "https://api.openai.com/v1";
 
 /// A day: whoever wants a longer time limit wants none, which there is not.
-const MILLISECONDS: RangeInclusive<u64> = 1..=86_400_000;
+pub(super) const MILLISECONDS: RangeInclusive<u64> = 1..=86_400_000;
 
 pub(super) const SERVER: &[Key<ServerConfig>] = &[
     Key {
@@ -36,13 +37,14 @@ pub(super) const SERVER: &[Key<ServerConfig>] = &[
         name: "allow_remote",
         kind: Kind::Flag(|server, flag| server.allow_remote = flag),
         default: "false",
-        doc: "Whether `listen` may be an address that other machines can reach. The gateway asks nobody for a key of\n\
-              their own and uses yours upstream, so this needs to be said.",
+        doc: "Whether `listen` may be an address that other machines can reach. Without a [[key]] the gateway asks nobody\n\
+              for one and uses yours upstream, and it has no TLS, so this needs to be said.",
     },
     Key {
         name: "workers",
-        kind: Kind::IntegerOrAuto(1..=1024, |server, workers| {
+        kind: Kind::IntegerOr("auto", 1..=1024, |server, workers| {
             server.workers = workers.map_or_else(|| ServerConfig::default().workers, count);
+            Ok(())
         }),
         default: "\"auto\"",
         doc: "Worker threads, each with connections of its own. \"auto\" is one for each core.",
@@ -100,7 +102,17 @@ pub(super) const SERVER: &[Key<ServerConfig>] = &[
             Ok(())
         }),
         default: "\"x-tenant-id\"",
-        doc: "The request header that names the tenant.",
+        doc: "The request header that names the tenant, to be set by whoever authenticates clients before the gateway.\n\
+              With a [[key]] the key names the tenant, and the header is ignored.",
+    },
+    Key {
+        name: "admin_token",
+        kind: Kind::Secret("a string", |server, text| {
+            server.admin_token = Some(secret(text)?);
+            Ok(())
+        }),
+        default: "",
+        doc: "What to show as `Authorization: Bearer` to GET /admin/limits. Without it there is no such path.",
     },
 ];
 
@@ -195,16 +207,7 @@ pub(super) const MODEL: &[Key<RawModel>] = &[
     Key {
         name: "api_key_env",
         kind: Kind::Text("the name of an environment variable", |model, text| {
-            let mut bytes = text.bytes();
-            let is_name = bytes.next().is_some_and(|first| first == b'_' || first.is_ascii_alphabetic())
-                && bytes.all(|byte| byte == b'_' || byte.is_ascii_alphanumeric());
-            if !is_name {
-                // What stands here may well be the key, so it is not repeated.
-                return Err("must be the name of an environment variable that holds the key, such as \
-                            \"OPENAI_API_KEY\", and not the key itself"
-                    .to_owned());
-            }
-            model.api_key_env = Some(text.to_owned());
+            model.api_key_env = Some(variable_name(text)?);
             Ok(())
         }),
         default: "",
@@ -221,68 +224,18 @@ pub(super) const MODEL: &[Key<RawModel>] = &[
     },
 ];
 
-/// What a configuration is made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Section {
-    Server,
-    Limits,
-    Model,
-}
-
-impl Section {
-    pub(super) const ALL: [Self; 3] = [Self::Server, Self::Limits, Self::Model];
-
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Server => "server",
-            Self::Limits => "limits",
-            Self::Model => "model",
-        }
+/// The name of a variable that holds a key.
+pub(super) fn variable_name(text: &str) -> Result<String, String> {
+    let mut bytes = text.bytes();
+    let is_name = bytes.next().is_some_and(|first| first == b'_' || first.is_ascii_alphabetic())
+        && bytes.all(|byte| byte == b'_' || byte.is_ascii_alphanumeric());
+    if !is_name {
+        // What stands here may well be the key, so it is not repeated.
+        return Err("must be the name of an environment variable that holds the key, such as \"OPENAI_API_KEY\", and \
+                    not the key itself"
+            .to_owned());
     }
-
-    /// The names of its keys.
-    pub(super) fn keys(self) -> Vec<&'static str> {
-        match self {
-            Self::Server => names(SERVER),
-            Self::Limits => names(LIMITS),
-            Self::Model => [names(MODEL), names(LIMITS)].concat(),
-        }
-    }
-
-    /// Whether it has a key of exactly that name.
-    pub(super) fn has(self, key: &str) -> bool {
-        self.keys().contains(&key)
-    }
-
-    /// What to do about a key that it does not have.
-    pub(super) fn advice(self, key: &str) -> String {
-        if let Some(other) = Self::ALL.iter().find(|other| other.has(key)) {
-            return format!("it belongs in {other}");
-        }
-        match nearest(key, self.keys()) {
-            Some(near) => format!("did you mean {near:?}?"),
-            None => format!("its keys are {}", self.keys().join(", ")),
-        }
-    }
-}
-
-/// As it is written in the file.
-impl fmt::Display for Section {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Server | Self::Limits => write!(f, "[{}]", self.name()),
-            Self::Model => write!(f, "[[{}]]", self.name()),
-        }
-    }
-}
-
-fn names<T>(keys: &[Key<T>]) -> Vec<&'static str> {
-    keys.iter().map(|key| key.name).collect()
-}
-
-/// The variable that overrides a key.
-pub(super) fn variable(section: Section, key: &str) -> String {
-    format!("GATEWAY_{}_{key}", section.name()).to_ascii_uppercase()
+    Ok(text.to_owned())
 }
 
 fn count(value: u64) -> NonZeroUsize {

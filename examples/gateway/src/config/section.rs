@@ -1,0 +1,115 @@
+//! The sections of a configuration, and which keys each has.
+
+use std::fmt;
+
+use super::{
+    Config,
+    key::{Key, Value, nearest, set},
+    rates::{KEY, QUEUE, RATES, TENANT, TOTAL},
+    schema::{LIMITS, MODEL, SERVER},
+};
+
+/// What a configuration is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Section {
+    Server,
+    Limits,
+    RateLimits,
+    TotalRateLimits,
+    Tenant,
+    Key,
+    Model,
+}
+
+impl Section {
+    pub(super) const ALL: [Self; 7] = [
+        Self::Server,
+        Self::Limits,
+        Self::RateLimits,
+        Self::TotalRateLimits,
+        Self::Tenant,
+        Self::Key,
+        Self::Model,
+    ];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Server => "server",
+            Self::Limits => "limits",
+            Self::RateLimits => "rate_limits",
+            Self::TotalRateLimits => "total_rate_limits",
+            Self::Tenant => "tenant",
+            Self::Key => "key",
+            Self::Model => "model",
+        }
+    }
+
+    /// Whether there may be many of it, written as `[[name]]`.
+    pub(super) fn is_list(self) -> bool {
+        matches!(self, Self::Tenant | Self::Key | Self::Model)
+    }
+
+    /// The names of its keys.
+    pub(super) fn keys(self) -> Vec<&'static str> {
+        match self {
+            Self::Server => names(SERVER),
+            Self::Limits => names(LIMITS),
+            Self::RateLimits => [names(RATES), names(QUEUE)].concat(),
+            Self::TotalRateLimits => names(TOTAL),
+            Self::Tenant => [names(TENANT), names(RATES)].concat(),
+            Self::Key => names(KEY),
+            Self::Model => [names(MODEL), names(LIMITS)].concat(),
+        }
+    }
+
+    /// Sets a key of a section that is there once.
+    pub(super) fn set(
+        self,
+        config: &mut Config,
+        name: &str,
+        value: &Value<'_>,
+    ) -> Option<Result<(), String>> {
+        let rates = &mut config.rate_limits;
+        match self {
+            Self::Server => set(SERVER, &mut config.server, name, value),
+            Self::Limits => set(LIMITS, &mut config.limits, name, value),
+            Self::RateLimits => {
+                set(RATES, &mut rates.tenant, name, value).or_else(|| set(QUEUE, rates, name, value))
+            }
+            Self::TotalRateLimits => set(TOTAL, &mut rates.total, name, value),
+            Self::Tenant | Self::Key | Self::Model => None,
+        }
+    }
+
+    /// Whether it has a key of exactly that name.
+    pub(super) fn has(self, key: &str) -> bool {
+        self.keys().contains(&key)
+    }
+
+    /// What to do about a key that it does not have.
+    pub(super) fn advice(self, key: &str) -> String {
+        if let Some(other) = Self::ALL.iter().find(|other| other.has(key)) {
+            return format!("it belongs in {other}");
+        }
+        match nearest(key, self.keys()) {
+            Some(near) => format!("did you mean {near:?}?"),
+            None => format!("its keys are {}", self.keys().join(", ")),
+        }
+    }
+}
+
+/// As it is written in the file.
+impl fmt::Display for Section {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_list() { write!(f, "[[{}]]", self.name()) } else { write!(f, "[{}]", self.name()) }
+    }
+}
+
+fn names<T>(keys: &[Key<T>]) -> Vec<&'static str> {
+    keys.iter().map(|key| key.name).collect()
+}
+
+/// The variable that overrides a key.
+pub(super) fn variable(section: Section, key: &str) -> String {
+    format!("GATEWAY_{}_{key}", section.name()).to_ascii_uppercase()
+}
