@@ -14,11 +14,8 @@ use std::{
 
 use axum::{
     Router,
-    extract::{
-        Path, Query, State,
-        rejection::{PathRejection, QueryRejection},
-    },
-    routing::{get, post},
+    extract::{Path, State},
+    routing::get,
 };
 use bartizan_core::{BoxError, Rejected, RejectionLayer};
 use bartizan_provider::{
@@ -43,6 +40,8 @@ use crate::{
     config::{Config, Model, Upstream},
     rate_limits::{self, RateLimits},
 };
+
+mod admin;
 
 /// What all workers share.
 #[derive(Clone, Debug)]
@@ -168,11 +167,7 @@ impl App {
             .route("/livez", get(|| async { "ok\n" }))
             .route("/readyz", get(is_ready));
         if self.access.has_admin() {
-            let post_only = async || Error::method_not_allowed("POST").to_response();
-            routes = routes
-                .route("/admin/limits", get(describe_limits))
-                .route("/admin/breakers", get(describe_breakers))
-                .route("/admin/breakers/{*which}", post(command_breaker).fallback(post_only));
+            routes = routes.merge(admin::routes());
         }
         routes
             .fallback(no_such_path)
@@ -317,53 +312,6 @@ async fn retrieve_model(
     match app.config.models.iter().find(|model| model.name == id) {
         Some(model) => json_response(&describe(model)),
         None => no_such_model(&id).to_response(),
-    }
-}
-
-/// What the rate limits have done, and with `?tenant=` what that tenant has left.
-async fn describe_limits(
-    State(app): State<App>,
-    headers: HeaderMap,
-    query: Result<Query<Vec<(String, String)>>, QueryRejection>,
-) -> Response<Full<Bytes>> {
-    if let Err(error) = app.access.admit_admin(&headers) {
-        return refuse(error.into());
-    }
-    let tenant = match query.as_ref().map(|Query(pairs)| &pairs[..]) {
-        Ok([]) => None,
-        Ok([(name, tenant)]) if name == "tenant" => Some(Tenant::from(tenant.as_str())),
-        _ => {
-            let message = "the query of this path is `?tenant=` and the name of one tenant, or nothing";
-            return Error::new(Class::BadRequest, message).to_response();
-        }
-    };
-    let limits = app.rate_limits.map_or_else(|| json!([]), |limits| limits.describe(tenant.as_ref()));
-    json_response(&json!({"limits": limits}))
-}
-
-async fn describe_breakers(State(app): State<App>, headers: HeaderMap) -> Response<Full<Bytes>> {
-    if let Err(error) = app.access.admit_admin(&headers) {
-        return refuse(error.into());
-    }
-    json_response(&json!({"breakers": app.circuit_breakers.describe()}))
-}
-
-/// What is done to a breaker by hand: the path is a model's name, which may have slashes in it, and a command.
-async fn command_breaker(
-    State(app): State<App>,
-    headers: HeaderMap,
-    path: Result<Path<String>, PathRejection>,
-) -> Response<Full<Bytes>> {
-    if let Err(error) = app.access.admit_admin(&headers) {
-        return refuse(error.into());
-    }
-    let Ok(Path(path)) = path else {
-        return Error::new(Class::BadRequest, "the path is not UTF-8 text").to_response();
-    };
-    let (model, command) = path.rsplit_once('/').unwrap_or((&path, ""));
-    match app.circuit_breakers.command(model, command) {
-        Ok(breaker) => json_response(&breaker),
-        Err(error) => error.to_response(),
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::{error::Error as StdError, sync::Arc, time::Duration};
 
-use bartizan_circuit_breaker::{CircuitBreaker, State, Transition};
+use bartizan_circuit_breaker::{CircuitBreaker, State, Stats, Transition};
 use bartizan_core::{BoxError, Class as Outcome, Classify, Rejected, RejectionKind, RetryAfter};
 use bartizan_provider::{Class, Error};
 use bytes::Bytes;
@@ -157,10 +157,6 @@ fn named(model: &str, error: BoxError) -> BoxError {
 fn describe(model: &str, breaker: &CircuitBreaker) -> Value {
     let stats = breaker.stats();
     let ago = stats.last_failure.map(|at| Instant::now().saturating_duration_since(at).as_secs_f64());
-    let half_open_after = match stats.retry_after {
-        RetryAfter::After(wait) => Some(wait.as_secs_f64()),
-        RetryAfter::Never | RetryAfter::Unknown => None,
-    };
     json!({
         "name": model,
         "state": state_name(stats.state),
@@ -173,8 +169,16 @@ fn describe(model: &str, breaker: &CircuitBreaker) -> Value {
         "refused": stats.refused,
         "late": stats.late,
         "last_failure_ago": ago,
-        "half_open_after": half_open_after,
+        "half_open_after": half_open_after(&stats),
     })
+}
+
+/// In so many seconds time ends it.
+fn half_open_after(stats: &Stats) -> Option<f64> {
+    match stats.retry_after {
+        RetryAfter::After(wait) => Some(wait.as_secs_f64()),
+        RetryAfter::Never | RetryAfter::Unknown => None,
+    }
 }
 
 /// As the commands are written.
@@ -187,20 +191,21 @@ async fn log(model: String, breaker: CircuitBreaker, mut changes: watch::Receive
         let Transition { from, to, .. } = *changes.borrow_and_update();
         let stats = breaker.stats();
         let reason = match (from, to) {
-            (State::Closed, State::Open) => "too many calls failed",
+            (State::Closed, State::Open) => "too many calls failed or were slow",
             (State::HalfOpen, State::Open) => "a probe failed or took too long",
             (State::Open, State::HalfOpen) => "it is tried again",
             (State::HalfOpen, State::Closed) => "enough probes succeeded, or it was reset",
             _ => "by hand",
         };
+        let counted = (from, to) == (State::Closed, State::Open);
         tracing::info!(
             model,
             from = state_name(from),
             to = state_name(to),
             reason,
-            failures = stats.failures,
-            calls = stats.calls,
-            retry_after = ?stats.retry_after,
+            failures = counted.then_some(stats.failures),
+            calls = counted.then_some(stats.calls),
+            half_open_after = half_open_after(&stats),
             "a circuit breaker changed"
         );
     }
