@@ -371,6 +371,20 @@ async fn shares_of_failures_and_of_slow_calls() {
 }
 
 #[tokio::test]
+async fn refusals_cost_no_tokens() {
+    let front = Front::start("[rate_limits]\ntokens_per_hour = 1_000").await;
+    front.command("/chat/force-open").await;
+    for _ in 0..5 {
+        assert_eq!(front.ask(GOOD).await.status, 503);
+    }
+    front.command("/chat/reset").await;
+    let answer = front.ask(GOOD).await;
+    let left = format!(";r={};", 1_000 - GOOD.len().div_ceil(4));
+    assert!(answer.header("ratelimit").unwrap().contains(&left), "{answer:?}");
+    front.stop().await;
+}
+
+#[tokio::test]
 async fn breakers_that_are_not_wanted() {
     let (mock, upstream) = mock().await;
     mock.script_always(Script::new().status(500));
