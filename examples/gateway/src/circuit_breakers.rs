@@ -101,7 +101,7 @@ impl CircuitBreakers {
         let all = join_all(each.collect::<Vec<_>>());
         async {
             all.await;
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 
