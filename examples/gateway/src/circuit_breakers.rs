@@ -7,7 +7,7 @@ use std::{error::Error as StdError, sync::Arc, time::Duration};
 
 use bartizan_circuit_breaker::{CircuitBreaker, State, Stats, Transition};
 use bartizan_core::{BoxError, Class as Outcome, Classify, Rejected, RejectionKind, RetryAfter};
-use bartizan_provider::{Class, Error};
+use bartizan_provider::{Class, Error, StillSending};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use http::{Request, Response};
@@ -125,6 +125,10 @@ impl<B> Classify<Response<B>> for Judge {
                 None => return Outcome::Success,
             },
             Err(error) => match Error::find(error) {
+                // A client that reads slowly, or has asked for very much.
+                Some(error) if error.source().is_some_and(<dyn StdError>::is::<StillSending>) => {
+                    return Outcome::Ignore;
+                }
                 Some(error) => error,
                 None => return Outcome::Failure(RetryAfter::Unknown),
             },

@@ -3,6 +3,7 @@
 use std::{net::Ipv4Addr, time::Duration};
 
 use bartizan_provider::mock::{Mock, Script};
+use bytes::Bytes;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tokio::{
@@ -302,6 +303,29 @@ async fn clients_that_go_decide_nothing() {
         let told = front.told(model).await;
         assert_part(&told, &json!({"state": "closed", "failures": 0, "opens": 0, "late": 0}));
     }
+    front.stop().await;
+}
+
+/// Nor do clients that read so slowly that the time of their call is over while the upstream still sends.
+#[tokio::test]
+async fn clients_that_read_slowly_decide_nothing() {
+    let (mock, upstream) = mock().await;
+    // More than the buffers on the way hold.
+    let event =
+        Bytes::from(format!("data: {{\"choices\":[],\"obfuscation\":\"{}\"}}\n\n", "x".repeat(2_000)));
+    mock.script(Script::new().header("content-type", "text/event-stream").frames(vec![event; 20_000]));
+    let models = [
+        model("chat", upstream, "total_ms = 1_000"),
+        format!("[circuit_breaker]\nfailure_threshold = 1\n{HOUR}\n"),
+    ];
+    let front = Front { gateway: Gateway::start("admin_token = \"adm-7Wq2kZ\"", &models).await, mock };
+    let mut asking = front.asking(GOOD_STREAM).await;
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    let answer = Answer::read(&mut asking).await;
+    assert_eq!(answer.status, 200);
+    assert!(answer.body.contains("\"the upstream was not done within 1s\""), "{} bytes", answer.body.len());
+    assert_part(&front.told("chat").await, &json!({"state": "closed", "failures": 0}));
+    assert_eq!(front.ask(GOOD).await.status, 200);
     front.stop().await;
 }
 
