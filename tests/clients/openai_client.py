@@ -113,6 +113,15 @@ def chats_with_keys(client, model):
         tell_error(error)
 
 
+def chats_with_a_dying_upstream(client, model):
+    for _ in range(3):
+        chat(client, model)
+    stream(client, model)
+    # The judge lets it recover.
+    sys.stdin.readline()
+    persistent_chat(client, model)
+
+
 def long_chat(client, model):
     try:
         client.chat.completions.create(model=model, messages=[{"role": "user", "content": "x" * 20_000_000}])

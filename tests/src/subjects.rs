@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::Subject;
 
+mod circuit_breaker;
 mod rate_limit;
 mod tower;
 
@@ -16,5 +17,8 @@ pub fn subjects() -> Vec<Arc<dyn Subject>> {
         Arc::new(rate_limit::Queueing),
         Arc::new(rate_limit::Waiting),
         Arc::new(rate_limit::Storing),
+        Arc::new(circuit_breaker::Refusing),
+        Arc::new(circuit_breaker::Keyed),
+        Arc::new(circuit_breaker::Waiting),
     ]
 }

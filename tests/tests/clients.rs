@@ -346,6 +346,36 @@ async fn tokens_limited_by_the_gateway() {
     assert!((8_000 - 200..third).contains(&fourth), "{left:?}");
 }
 
+/// The client is told to come back, and when it does so the upstream is asked again.
+#[tokio::test]
+async fn a_dying_upstream() {
+    let (mock, upstream) = mock().await;
+    mock.script_always(Script::new().status(500));
+    let breaker = "[circuit_breaker]\nfailure_threshold = 2\nopen_ms = 2_000\n";
+    let gateway = Gateway::start("", &[model("chat", upstream, ""), breaker.to_owned()]).await;
+    let mut client = Client::start(&gateway, "chats_with_a_dying_upstream", "chat").await;
+    for _ in 0..2 {
+        assert_raised(&client.line().await, "InternalServerError", &json!({"status": 500}));
+    }
+    for _ in 0..2 {
+        let refused = client.line().await;
+        let fields = json!({
+            "status": 503, "type": "service_unavailable_error", "code": "circuit_open", "should_retry": null,
+        });
+        assert_raised(&refused, "InternalServerError", &fields);
+        assert_message(&refused, "\"chat\"");
+        let wait: u64 = refused["retry_after"].as_str().unwrap().parse().unwrap();
+        assert!((1..=3).contains(&wait), "{refused}");
+    }
+    assert_eq!(mock.calls(), 2);
+    mock.script_always(Script::new());
+    client.go_on().await;
+    assert_part(&client.line().await, &json!({"content": ANSWERED}));
+    assert_eq!(mock.calls(), 3);
+    assert_eq!(client.rest().await, [json!(null); 0]);
+    gateway.stop().await;
+}
+
 #[tokio::test]
 async fn keys_of_the_gateway() {
     let keys = "[[key]]\ntenant = \"a\"\nkey = \"sk-of-the-client\"";

@@ -6,8 +6,15 @@ use bartizan_tests::vectors::{self, Adapter, Answer, Case, Fields, Step, Unit};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
+#[path = "vectors/circuit_breaker.rs"]
+mod circuit_breaker;
 #[path = "vectors/rate_limit.rs"]
 mod rate_limit;
+
+#[test]
+fn circuit_breaker() {
+    vectors::run::<circuit_breaker::Breaker>("circuit_breaker");
+}
 
 #[test]
 fn rate_limit() {

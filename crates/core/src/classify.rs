@@ -27,7 +27,8 @@ pub enum Class {
 
 /// Every error is a failure and every response a success.
 ///
-/// A [`Rejected`] is ignored: another layer refused, so the service was not even asked.
+/// A [`Rejected`] counts as it says itself ([`Rejected::class`]): mostly it is ignored, since another layer refused and the
+/// service was not even asked.
 ///
 /// ```
 /// use bartizan_core::{Class, Classify, Rejected, RejectionKind, RetryAfter, errors};
@@ -63,6 +64,7 @@ where
 pub struct Errors;
 
 impl<Res> Classify<Res> for Errors {
+    #[inline]
     fn classify(&self, result: Result<&Res, &(dyn Error + 'static)>) -> Class {
         match result {
             Ok(_) => Class::Success,
@@ -79,6 +81,7 @@ impl<Res, F> Classify<Res> for FailureIf<F>
 where
     F: Fn(&Res) -> bool,
 {
+    #[inline]
     fn classify(&self, result: Result<&Res, &(dyn Error + 'static)>) -> Class {
         match result {
             Ok(response) if (self.0)(response) => Class::Failure(RetryAfter::Unknown),
@@ -90,7 +93,7 @@ where
 
 pub(crate) fn of_error(error: &(dyn Error + 'static)) -> Class {
     match Rejected::find(error) {
-        Some(_) => Class::Ignore,
+        Some(rejected) => rejected.class(),
         None => Class::Failure(RetryAfter::Unknown),
     }
 }

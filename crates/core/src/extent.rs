@@ -6,6 +6,9 @@ use std::{error::Error, fmt};
 /// [`Guard`] once the response is there. [`UntilResponse`] settles it at once and costs nothing; `UntilBodyEnd` (feature
 /// `http`) moves it into the body.
 pub trait Extent<Res>: Clone {
+    /// Whether a call is over with its response. A layer may settle its guard itself then, and hold none.
+    const ENDS_WITH_RESPONSE: bool = false;
+
     /// The response that leaves the layer while `G` is held.
     type Response<G: Guard>;
 
@@ -42,8 +45,11 @@ impl fmt::Debug for Ending<'_> {
 pub struct UntilResponse;
 
 impl<Res> Extent<Res> for UntilResponse {
+    const ENDS_WITH_RESPONSE: bool = true;
+
     type Response<G: Guard> = Res;
 
+    #[inline]
     fn hold<G: Guard>(&self, response: Res, guard: G) -> Res {
         guard.settle(Ending::Complete);
         response
@@ -57,6 +63,7 @@ impl Guard for () {
 
 /// A guard that may be absent settles when it is there.
 impl<G: Guard> Guard for Option<G> {
+    #[inline]
     fn settle(self, ending: Ending<'_>) {
         if let Some(guard) = self {
             guard.settle(ending);

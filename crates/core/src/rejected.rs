@@ -1,6 +1,6 @@
 use std::{error::Error, fmt, io, sync::Arc, time::Duration};
 
-use crate::BoxError;
+use crate::{BoxError, Class};
 
 /// The one error with which every layer refuses a call.
 ///
@@ -110,6 +110,24 @@ impl Rejected {
         self.retry_after
     }
 
+    /// What this refusal says about the service below the layer that refused, for whoever counts.
+    ///
+    /// Most refusals say nothing about it: it was not asked, or the caller is to blame. Four say that it was asked and
+    /// failed: see [`RejectionKind::is_failure`]. Those keep when to come back.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use bartizan_core::{Class, Rejected, RejectionKind, RetryAfter};
+    ///
+    /// let wait = RetryAfter::After(Duration::from_secs(7));
+    /// let exhausted = Rejected::new(RejectionKind::Exhausted, "fallback").with_retry_after(wait);
+    /// assert_eq!(exhausted.class(), Class::Failure(wait));
+    /// assert_eq!(Rejected::new(RejectionKind::RateLimited, "rate-limit").class(), Class::Ignore);
+    /// ```
+    pub const fn class(&self) -> Class {
+        if self.kind.is_failure() { Class::Failure(self.retry_after) } else { Class::Ignore }
+    }
+
     /// The outermost refusal in the chain of sources that starts at `error`, `error` itself included.
     ///
     /// This is how a layer knows another's refusal without depending on it.
@@ -201,6 +219,29 @@ pub enum RejectionKind {
     Closed,
 }
 
+impl RejectionKind {
+    /// Whether the service below was asked and failed, so that a breaker outside of the layer that refused must count it:
+    /// [`Exhausted`](Self::Exhausted), [`Panicked`](Self::Panicked), [`Protocol`](Self::Protocol) and
+    /// [`Deadline`](Self::Deadline).
+    ///
+    /// All others are the caller's doing or the refusing layer's: they tell nothing about the service.
+    pub const fn is_failure(self) -> bool {
+        match self {
+            Self::Exhausted | Self::Panicked | Self::Protocol | Self::Deadline => true,
+            Self::RateLimited
+            | Self::ExceedsCapacity
+            | Self::QueueFull
+            | Self::QueueTimeout
+            | Self::CircuitOpen
+            | Self::Invalid
+            | Self::Unhealthy
+            | Self::Conflict
+            | Self::Lagged
+            | Self::Closed => false,
+        }
+    }
+}
+
 impl fmt::Display for RejectionKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -256,6 +297,30 @@ mod tests {
             "rate-limit: costs more than the quota can hold, and no later try will pass"
         );
         assert_eq!(Rejected::new(RejectionKind::Closed, "batch").to_string(), "batch: shut down");
+    }
+
+    #[test]
+    fn a_refusal_is_a_failure_where_the_service_was_asked() {
+        use RejectionKind as K;
+        let wait = RetryAfter::After(std::time::Duration::from_secs(7));
+        let class = |kind| Rejected::new(kind, "layer").with_retry_after(wait).class();
+        for kind in [K::Exhausted, K::Panicked, K::Protocol, K::Deadline] {
+            assert_eq!(class(kind), Class::Failure(wait), "{kind}");
+        }
+        for kind in [
+            K::RateLimited,
+            K::ExceedsCapacity,
+            K::QueueFull,
+            K::QueueTimeout,
+            K::CircuitOpen,
+            K::Invalid,
+            K::Unhealthy,
+            K::Conflict,
+            K::Lagged,
+            K::Closed,
+        ] {
+            assert_eq!(class(kind), Class::Ignore, "{kind}");
+        }
     }
 
     #[test]

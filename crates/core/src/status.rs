@@ -7,7 +7,8 @@ use crate::{Class, Classify, classify::of_error, headers};
 /// Every error is a failure, and so is every response whose status is transient: 408, 425, 429, 500, 502, 503, 504.
 ///
 /// A failure carries the upstream's `Retry-After`, in any of the forms that [`headers::retry_after`] reads. Other
-/// statuses, 4xx included, are successes: the service did its work. A [`Rejected`](crate::Rejected) is ignored.
+/// statuses, 4xx included, are successes: the service did its work. A [`Rejected`](crate::Rejected) counts as
+/// [it says itself](crate::Rejected::class).
 ///
 /// ```
 /// use std::time::Duration;

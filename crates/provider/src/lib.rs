@@ -28,6 +28,6 @@ pub use error_events::{ErrorEvents, ErrorEventsBody, ErrorEventsFuture, ErrorEve
 pub use facts::{Facts, Operation, Tenant};
 pub use future::ResponseFuture;
 pub use intake::{Intake, IntakeFuture, IntakeLayer};
-pub use limits::Limits;
+pub use limits::{Limits, StillSending};
 pub use service::Provider;
 pub use usage::{Usage, UsageReport};

@@ -1,5 +1,5 @@
 use std::{
-    fmt,
+    error, fmt,
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
@@ -31,7 +31,8 @@ pub struct Limits {
     /// From one frame to the next. A reader that takes its time is not the upstream's fault and is not counted; to
     /// bound that time is up to whoever writes to it. Default: 60 s.
     pub idle: Duration,
-    /// From the call to the end of the body, seen whenever the body is polled. Default: 600 s.
+    /// From the call to the end of the body, seen whenever the body is polled. If the upstream has something to say even
+    /// then, [`StillSending`] is the error's source. Default: 600 s.
     pub total: Duration,
 }
 
@@ -109,7 +110,7 @@ impl Watch {
             return None;
         }
         self.due = Some(self.total_at);
-        Some(self.over())
+        Some(self.over().with_source(StillSending))
     }
 
     fn due(&mut self) -> Instant {
@@ -137,6 +138,20 @@ impl Watch {
         Error::new(Class::Timeout, message)
     }
 }
+
+/// The source of the [`Error`] of a stream whose [total](Limits::total) time is over while its upstream has more to say: it
+/// says much, or its reader takes its time. Either way the upstream works, which whoever counts its failures wants to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StillSending;
+
+impl fmt::Display for StillSending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the upstream was still sending")
+    }
+}
+
+impl error::Error for StillSending {}
 
 impl fmt::Debug for Watch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -5,7 +5,8 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 
 use bartizan_core::{BoxError, RetryAfter};
 use bartizan_provider::{
-    Class, Error, ErrorEventsLayer, Facts, Limits, Operation, Provider, ResponseBody, UsageReport,
+    Class, Error, ErrorEventsLayer, Facts, Limits, Operation, Provider, ResponseBody, StillSending,
+    UsageReport,
 };
 use bytes::Bytes;
 use http::{Request, Response};
@@ -206,6 +207,7 @@ async fn the_total_limit_counts_from_the_call_and_ends_a_stream_that_only_drips(
     let response = provider.ready().await.unwrap().call(question()).await.unwrap();
     let error = response.collect().await.unwrap_err();
     assert_eq!((error.class(), error.message()), (Class::Timeout, "the upstream was not done within 120s"));
+    assert!(std::error::Error::source(&error).is_none());
     assert_eq!(started.elapsed().as_secs(), 120);
 }
 
@@ -227,6 +229,7 @@ async fn the_total_limit_ends_a_stream_that_never_runs_dry() {
         }
     };
     assert_eq!(error.message(), "the upstream was not done within 10s");
+    assert!(std::error::Error::source(&error).is_some_and(<dyn std::error::Error>::is::<StillSending>));
 }
 
 #[tokio::test(start_paused = true)]

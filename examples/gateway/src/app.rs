@@ -14,7 +14,7 @@ use std::{
 
 use axum::{
     Router,
-    extract::{Path, Query, State, rejection::QueryRejection},
+    extract::{Path, State},
     routing::get,
 };
 use bartizan_core::{BoxError, Rejected, RejectionLayer};
@@ -36,9 +36,12 @@ use tower::{Service, ServiceBuilder, ServiceExt, filter::FilterLayer, util::Ones
 
 use crate::{
     access::Access,
+    circuit_breakers::CircuitBreakers,
     config::{Config, Model, Upstream},
     rate_limits::{self, RateLimits},
 };
+
+mod admin;
 
 /// What all workers share.
 #[derive(Clone, Debug)]
@@ -49,16 +52,21 @@ pub struct App {
     access: Arc<Access>,
     /// `None` if nothing is limited.
     rate_limits: Option<Arc<RateLimits>>,
+    circuit_breakers: Arc<CircuitBreakers>,
     draining: Arc<AtomicBool>,
 }
 
 impl App {
-    /// Prepares to serve `config`. The future is the embedded mock's server, to be run beside the gateway; it is
-    /// pending for ever if no model needs it.
+    /// Prepares to serve `config`. The future is to be run beside the gateway, and never ends: it is the embedded mock's
+    /// server, if a model needs that, and logs what circuit breakers do.
     ///
     /// # Errors
     ///
     /// When the mock finds no port on loopback.
+    ///
+    /// # Panics
+    ///
+    /// If the configuration's circuit breakers can never work; those of one that was loaded can.
     pub async fn new(config: Config) -> io::Result<(Self, impl Future<Output = ()>)> {
         let mut listener = None;
         if config.models.iter().any(|model| matches!(model.upstream, Upstream::Mock)) {
@@ -69,10 +77,12 @@ impl App {
         let app = Self {
             access: Arc::new(Access::new(&config)),
             rate_limits: RateLimits::new(&config),
+            circuit_breakers: Arc::new(CircuitBreakers::new(&config)),
             config: Arc::new(config),
             mock,
             draining: Arc::default(),
         };
+        let log = app.circuit_breakers.log();
         let serve = async move {
             match listener {
                 Some(listener) => {
@@ -83,7 +93,13 @@ impl App {
                 None => std::future::pending().await,
             }
         };
-        Ok((app, serve))
+        let beside = async {
+            tokio::select! {
+                () = serve => {}
+                () = log => {}
+            }
+        };
+        Ok((app, beside))
     }
 
     /// The configuration that is served.
@@ -104,13 +120,12 @@ impl App {
     pub fn service(&self) -> Router {
         let config = &self.config;
         let transport = HttpTransport::new();
+        let upstream = |model: &Model| {
+            let provider = self.provider(model, transport.clone());
+            (model.name.clone(), self.circuit_breakers.around(&model.name, provider))
+        };
         let models = Models {
-            providers: config
-                .models
-                .iter()
-                .map(|model| (model.name.clone(), self.provider(model, transport.clone())))
-                .collect::<HashMap<_, _>>()
-                .into(),
+            upstreams: Arc::new(config.models.iter().map(upstream).collect::<HashMap<_, _>>()),
             tenant_header: config.server.tenant_header.clone(),
         };
         let models = ServiceBuilder::new().map_response(log_error_response).service(models);
@@ -152,7 +167,7 @@ impl App {
             .route("/livez", get(|| async { "ok\n" }))
             .route("/readyz", get(is_ready));
         if self.access.has_admin() {
-            routes = routes.route("/admin/limits", get(describe_limits));
+            routes = routes.merge(admin::routes());
         }
         routes
             .fallback(no_such_path)
@@ -181,16 +196,15 @@ impl App {
     }
 }
 
-/// Sends a request to the provider of the model that it names.
-#[derive(Clone)]
-struct Models {
-    providers: Arc<HashMap<String, Provider<HttpTransport>>>,
+/// Sends a request to the upstream of the model that it names.
+struct Models<S> {
+    upstreams: Arc<HashMap<String, S>>,
     tenant_header: HeaderName,
 }
 
-impl Models {
-    /// The request's provider, and the request without what is between the client and the gateway.
-    fn route(&self, mut request: Request<Bytes>) -> Result<(Provider<HttpTransport>, Request<Bytes>), Error> {
+impl<S: Clone> Models<S> {
+    /// The request's upstream, and the request without what is between the client and the gateway.
+    fn route(&self, mut request: Request<Bytes>) -> Result<(S, Request<Bytes>), Error> {
         request.headers_mut().remove(&self.tenant_header);
         let facts = request.extensions().get::<Facts>().expect("intake has read the request");
         tracing::debug!(
@@ -201,34 +215,38 @@ impl Models {
             estimated_tokens = facts.estimated_tokens(),
             "asking"
         );
-        match self.providers.get(facts.model()) {
-            Some(provider) => Ok((provider.clone(), request)),
+        match self.upstreams.get(facts.model()) {
+            Some(upstream) => Ok((upstream.clone(), request)),
             None => Err(no_such_model(facts.model())),
         }
     }
 }
 
-impl Service<Request<Bytes>> for Models {
-    type Response = <Provider<HttpTransport> as Service<Request<Bytes>>>::Response;
-    type Error = Error;
-    type Future = Asked;
+impl<S> Service<Request<Bytes>> for Models<S>
+where
+    S: Service<Request<Bytes>, Error = BoxError> + Clone,
+{
+    type Response = S::Response;
+    type Error = BoxError;
+    type Future = Either<Oneshot<S, Request<Bytes>>, Ready<Result<S::Response, BoxError>>>;
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<Bytes>) -> Asked {
+    fn call(&mut self, request: Request<Bytes>) -> Self::Future {
         match self.route(request) {
-            Ok((provider, request)) => Either::Left(provider.oneshot(request)),
-            Err(error) => Either::Right(ready(Err(error))),
+            Ok((upstream, request)) => Either::Left(upstream.oneshot(request)),
+            Err(error) => Either::Right(ready(Err(error.into()))),
         }
     }
 }
 
-type Asked = Either<
-    Oneshot<Provider<HttpTransport>, Request<Bytes>>,
-    Ready<Result<<Models as Service<Request<Bytes>>>::Response, Error>>,
->;
+impl<S> Clone for Models<S> {
+    fn clone(&self) -> Self {
+        Self { upstreams: self.upstreams.clone(), tenant_header: self.tenant_header.clone() }
+    }
+}
 
 fn no_such_model(model: &str) -> Error {
     // As much of it as a person can have meant.
@@ -295,27 +313,6 @@ async fn retrieve_model(
         Some(model) => json_response(&describe(model)),
         None => no_such_model(&id).to_response(),
     }
-}
-
-/// What the rate limits have done, and with `?tenant=` what that tenant has left.
-async fn describe_limits(
-    State(app): State<App>,
-    headers: HeaderMap,
-    query: Result<Query<Vec<(String, String)>>, QueryRejection>,
-) -> Response<Full<Bytes>> {
-    if let Err(error) = app.access.admit_admin(&headers) {
-        return refuse(error.into());
-    }
-    let tenant = match query.as_ref().map(|Query(pairs)| &pairs[..]) {
-        Ok([]) => None,
-        Ok([(name, tenant)]) if name == "tenant" => Some(Tenant::from(tenant.as_str())),
-        _ => {
-            let message = "the query of this path is `?tenant=` and the name of one tenant, or nothing";
-            return Error::new(Class::BadRequest, message).to_response();
-        }
-    };
-    let limits = app.rate_limits.map_or_else(|| json!([]), |limits| limits.describe(tenant.as_ref()));
-    json_response(&json!({"limits": limits}))
 }
 
 fn json_response(value: &Value) -> Response<Full<Bytes>> {

@@ -8,6 +8,7 @@ use std::{
     collections::BTreeMap, ffi::OsString, fmt, net::SocketAddr, num::NonZeroUsize, path::Path, time::Duration,
 };
 
+use bartizan_circuit_breaker::{Settings, Window};
 use bartizan_rate_limit::Quota;
 use http::{HeaderName, Uri};
 use secrecy::SecretString;
@@ -17,6 +18,7 @@ pub use sample::sample;
 
 use crate::server::ServerOptions;
 
+mod breaker;
 mod error;
 mod key;
 mod load;
@@ -36,6 +38,8 @@ pub struct Config {
     pub limits: Limits,
     /// `[rate_limits]` and `[total_rate_limits]`.
     pub rate_limits: RateLimits,
+    /// `[circuit_breaker]`.
+    pub circuit_breaker: CircuitBreaker,
     /// `[[tenant]]`, each name once.
     pub tenants: Vec<Tenant>,
     /// `[[key]]`, each secret once. If there are any, a request needs one.
@@ -120,6 +124,33 @@ pub struct Rates {
     pub burst: Option<u64>,
 }
 
+/// `[circuit_breaker]`: when a model is asked for no more, and until when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CircuitBreaker {
+    /// Of models that do not say so themselves, whether they have one.
+    pub enabled: bool,
+    /// So many failures in a row are too many.
+    pub failure_threshold: Option<u32>,
+    /// What share of a window's calls must not fail.
+    pub failure_percent: Option<u8>,
+    /// What share of a window's calls must not be slow.
+    pub slow_percent: Option<u8>,
+    /// A call is slow that takes longer.
+    pub slow: Duration,
+    /// How long a window is.
+    pub window: Duration,
+    /// How many calls a window must hold for its shares to count.
+    pub min_calls: u32,
+    /// How long a model is left alone at first.
+    pub open: Duration,
+    /// For how long at most, if it fails again and again.
+    pub max_open: Duration,
+    /// How many probes have to succeed.
+    pub success_threshold: u32,
+    /// How many may be under way at once.
+    pub probes: u32,
+}
+
 /// `[[tenant]]`: one with limits of its own.
 #[derive(Clone, Debug)]
 pub struct Tenant {
@@ -149,6 +180,8 @@ pub struct Model {
     pub model: String,
     /// The time limits of its calls.
     pub limits: Limits,
+    /// Whether its failures are watched from the beginning.
+    pub circuit_breaker: bool,
 }
 
 /// Who answers for a model.
@@ -239,17 +272,19 @@ impl Config {
 
 impl Default for Config {
     fn default() -> Self {
-        let limits = Limits::default();
+        let (limits, circuit_breaker) = (Limits::default(), CircuitBreaker::default());
         let mock = |name: &str| Model {
             name: name.to_owned(),
             upstream: Upstream::Mock,
             model: name.to_owned(),
             limits,
+            circuit_breaker: circuit_breaker.enabled,
         };
         Self {
             server: ServerConfig::default(),
             limits,
             rate_limits: RateLimits::default(),
+            circuit_breaker,
             tenants: Vec::new(),
             keys: Vec::new(),
             models: schema::MOCK_MODELS.map(mock).into(),
@@ -305,6 +340,56 @@ impl Default for RateLimits {
     fn default() -> Self {
         let (tenant, total) = (Rates::default(), Rates::default());
         Self { tenant, total, max_queue: 0, max_wait: Duration::from_secs(10), follow_upstreams: false }
+    }
+}
+
+impl Default for CircuitBreaker {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            failure_threshold: Some(5),
+            failure_percent: None,
+            slow_percent: None,
+            slow: Duration::from_secs(60),
+            window: Duration::from_secs(60),
+            min_calls: 20,
+            open: Duration::from_secs(30),
+            max_open: Duration::from_secs(300),
+            success_threshold: 1,
+            probes: 1,
+        }
+    }
+}
+
+impl CircuitBreaker {
+    /// The settings of a breaker for calls with these time limits.
+    pub fn settings(&self, limits: &Limits) -> Settings {
+        let window = (self.failure_percent.is_some() || self.slow_percent.is_some()).then(|| {
+            let mut window = Window::of_time(self.window).min_calls(self.min_calls);
+            if let Some(percent) = self.failure_percent {
+                window = window.failures(percent);
+            }
+            match self.slow_percent {
+                Some(percent) => window.slow(self.slow, percent),
+                None => window,
+            }
+        });
+        let settings = match (self.failure_threshold, window) {
+            (Some(failures), None) => Settings::consecutive(failures),
+            (Some(failures), Some(window)) => Settings::consecutive(failures).or_window(window),
+            (None, Some(window)) => Settings::window(window),
+            // That is, never.
+            (None, None) => Settings::consecutive(u32::MAX),
+        };
+        settings
+            .open_for(self.open)
+            .growing(2.0, self.max_open)
+            // Several gateways in front of one upstream need not try it in the same moment.
+            .jitter(0.1)
+            .successes(self.success_threshold)
+            .probes(self.probes)
+            // A probe may take as long as any call, and whoever reads its answer slowly does not hold up the others.
+            .probe_timeout(limits.total)
     }
 }
 

@@ -45,7 +45,8 @@ const HELP: &str = "\
 Environment:
   GATEWAY_SERVER_<KEY>, GATEWAY_LIMITS_<KEY>,
   GATEWAY_RATE_LIMITS_<KEY>,
-  GATEWAY_TOTAL_RATE_LIMITS_<KEY>  override the keys of [server], [limits] and so on,
+  GATEWAY_TOTAL_RATE_LIMITS_<KEY>,
+  GATEWAY_CIRCUIT_BREAKER_<KEY>    override the keys of [server], [limits] and so on,
                                    as GATEWAY_SERVER_WORKERS=2
   RUST_LOG                         which logs to write to stderr, as debug or
                                    warn,gateway=debug (default: info)
@@ -128,7 +129,7 @@ async fn run(config: Config) -> io::Result<()> {
         signal().await;
     };
     let address = server.local_addr()?;
-    let (app, mock) = App::new(config).await?;
+    let (app, beside) = App::new(config).await?;
     print(&greeting(app.config(), address));
 
     let draining = app.clone();
@@ -138,7 +139,7 @@ async fn run(config: Config) -> io::Result<()> {
     };
     tokio::select! {
         drained = server.run(move |_worker| app.service(), stopped) => drained.map(|_| ()),
-        () = mock => Err(io::Error::other("the embedded mock stopped")),
+        () = beside => Err(io::Error::other("the embedded mock stopped")),
         () = stopped_twice => {
             tracing::warn!("a second signal: cutting what is in flight");
             Ok(())

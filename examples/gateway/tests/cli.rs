@@ -156,8 +156,9 @@ fn an_address_that_is_taken() {
 
 /// A running gateway with one worker, the lines it prints, and its address.
 #[cfg(unix)]
-fn serve() -> (Child, impl Iterator<Item = String>, String) {
+fn serve(more: &[&str]) -> (Child, impl Iterator<Item = String> + use<>, String) {
     let mut child = gateway(&["--listen", "127.0.0.1:0"])
+        .args(more)
         .env("GATEWAY_SERVER_WORKERS", "1")
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -170,11 +171,17 @@ fn serve() -> (Child, impl Iterator<Item = String>, String) {
 
 #[cfg(unix)]
 fn is_alive(address: &str) {
+    let answer = exchange(address, "GET /livez HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+}
+
+#[cfg(unix)]
+fn exchange(address: &str, request: &str) -> String {
     let mut connection = TcpStream::connect(address).unwrap();
-    connection.write_all(b"GET /livez HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").unwrap();
+    connection.write_all(request.as_bytes()).unwrap();
     let mut answer = String::new();
     connection.read_to_string(&mut answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    answer
 }
 
 #[cfg(unix)]
@@ -185,7 +192,7 @@ fn signal(child: &Child, signal: &str) {
 #[cfg(unix)]
 #[test]
 fn it_says_where_it_is_serves_and_drains_on_sigterm() {
-    let (child, mut lines, address) = serve();
+    let (child, mut lines, address) = serve(&[]);
     let curl = lines.find(|line| line.starts_with("  curl ")).unwrap();
     assert!(curl.contains(&format!("http://{address}/v1/chat/completions")), "{curl}");
     assert!(curl.contains(r#""model":"mock-small""#), "{curl}");
@@ -200,7 +207,7 @@ fn it_says_where_it_is_serves_and_drains_on_sigterm() {
 #[cfg(unix)]
 #[test]
 fn a_second_signal_cuts() {
-    let (mut child, _lines, address) = serve();
+    let (mut child, _lines, address) = serve(&[]);
     // Half a head keeps a connection busy for the 30 seconds of the header timeout. It has been read once a later
     // connection of the same worker is answered.
     let mut half = TcpStream::connect(&address).unwrap();
@@ -212,4 +219,43 @@ fn a_second_signal_cuts() {
     signal(&child, "-INT");
     assert!(logs.any(|line| line.contains("a second signal")));
     assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+/// A line for every change, and none for every request that is refused because of it.
+#[cfg(unix)]
+#[test]
+fn circuit_breakers_are_logged() {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let path = file(
+        "breaker.toml",
+        format!(
+            "[server]\nadmin_token = \"adm\"\n[circuit_breaker]\nfailure_threshold = 1\n\
+             [[model]]\nname = \"m\"\nupstream = \"openai\"\nbase_url = \"http://{nobody}/v1\"\n"
+        ),
+    );
+    let (mut child, _lines, address) = serve(&["--config", &path]);
+    let mut logs = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let mut next = || logs.find(|line| line.contains(" gateway::circuit_breakers: ")).unwrap();
+    let body = r#"{"model":"m","messages":[]}"#;
+    let ask = || {
+        let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\
+                    content-type: application/json\r\ncontent-length";
+        exchange(&address, &format!("{head}: {}\r\n\r\n{body}", body.len()))
+    };
+    assert!(ask().starts_with("HTTP/1.1 502 "));
+    let opened = next();
+    let told = r#" model="m" from="closed" to="open" reason="too many calls failed or were slow" failures=1 calls=1"#;
+    assert!(opened.contains(" INFO ") && opened.contains(told), "{opened}");
+    assert!(ask().starts_with("HTTP/1.1 503 "));
+    let command = "POST /admin/breakers/m/reset HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\
+                   authorization: Bearer adm\r\n\r\n";
+    assert!(exchange(&address, command).starts_with("HTTP/1.1 200 "));
+    // Two threads tell these, in either order.
+    let mut by_hand = [next(), next()];
+    by_hand.sort_by_key(|line| line.contains("commanded"));
+    assert!(by_hand[0].contains(r#"from="open" to="closed" reason="by hand""#), "{by_hand:?}");
+    assert!(by_hand[1].contains(r#"commanded by hand model="m" command="reset""#), "{by_hand:?}");
+    signal(&child, "-TERM");
+    assert!(child.wait().unwrap().success());
+    assert!(!logs.any(|line| line.contains("refused") || line.contains("circuit")));
 }

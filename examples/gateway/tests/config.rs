@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use bartizan_rate_limit::Quota;
-use gateway::config::{Config, Environment, Upstream, sample};
+use gateway::{
+    app::App,
+    config::{CircuitBreaker, Config, Environment, Upstream, sample},
+};
 use secrecy::ExposeSecret;
 
 const MOCK: &str = "[[model]]\nname = \"m\"\nupstream = \"mock\"\n";
@@ -52,7 +55,7 @@ fn the_sample_shows_the_defaults() {
         _ => format!("{line}\n"),
     });
     let text: String = lines.collect();
-    assert_eq!(uncommented, 27);
+    assert_eq!(uncommented, 38);
     assert_eq!(format!("{:?}", load(&text)), defaults);
 }
 
@@ -208,7 +211,7 @@ fn unknown_keys_come_with_advice() {
         ("[[models]]", r#"g.toml:4: unknown section "models"; did you mean [[model]]?"#),
         (
             "[zzz]",
-            r#"g.toml:4: unknown section "zzz"; there are [server], [limits], [rate_limits], [total_rate_limits], [[tenant]], [[key]], [[model]]"#,
+            r#"g.toml:4: unknown section "zzz"; there are [server], [limits], [rate_limits], [total_rate_limits], [circuit_breaker], [[tenant]], [[key]], [[model]]"#,
         ),
         (
             "[server]\nconnect_ms = 5",
@@ -543,4 +546,150 @@ fn client_keys_are_found_and_never_shown() {
                 .starts_with("g.toml:5: \"admin_token\" in [server] ")
         );
     }
+}
+
+#[test]
+fn circuit_breakers_are_on_unless_told_otherwise() {
+    assert!(load(MOCK).models[0].circuit_breaker);
+    let text = format!(
+        r#"{MOCK}
+        [[model]]
+        name = "watched"
+        upstream = "mock"
+        circuit_breaker = true
+        [circuit_breaker]
+        enabled = false
+        failure_threshold = "off"
+        failure_percent = 50
+        slow_percent = 80
+        slow_ms = 2_000
+        window_ms = 10_000
+        min_calls = 7
+        open_ms = 300
+        max_open_ms = 300
+        success_threshold = 3
+        "#
+    );
+    let variables = environment(&[("GATEWAY_CIRCUIT_BREAKER_PROBES", "2")]);
+    let config = Config::from_toml("g.toml", &text, &variables).unwrap();
+    let expected = CircuitBreaker {
+        enabled: false,
+        failure_threshold: None,
+        failure_percent: Some(50),
+        slow_percent: Some(80),
+        slow: Duration::from_secs(2),
+        window: Duration::from_secs(10),
+        min_calls: 7,
+        open: Duration::from_millis(300),
+        max_open: Duration::from_millis(300),
+        success_threshold: 3,
+        probes: 2,
+    };
+    assert_eq!(config.circuit_breaker, expected);
+    assert_eq!(config.models.iter().map(|model| model.circuit_breaker).collect::<Vec<_>>(), [false, true]);
+
+    let variables = environment(&[("GATEWAY_CIRCUIT_BREAKER_ENABLED", "false")]);
+    let config = Config::load(None, &variables, None).unwrap();
+    assert!(config.models.iter().all(|model| !model.circuit_breaker));
+}
+
+/// The extremes of the ranges can be built, so that nothing that was loaded panics later.
+#[tokio::test]
+async fn circuit_breakers_at_their_bounds() {
+    for text in [
+        "failure_threshold = 1\nopen_ms = 1\nmax_open_ms = 1",
+        "failure_threshold = 1_000_000\nopen_ms = 86_400_000\nmax_open_ms = 86_400_000",
+        "failure_percent = 1\nwindow_ms = 1\nmin_calls = 1\nsuccess_threshold = 4_095\nprobes = 4_095",
+        "slow_percent = 100\nslow_ms = 86_400_000\nwindow_ms = 86_400_000\nmin_calls = 1_000_000",
+    ] {
+        let config = load(&format!("{MOCK}total_ms = 1\n[circuit_breaker]\n{text}"));
+        let (app, _) = App::new(config).await.unwrap();
+        drop(app.service());
+    }
+}
+
+#[test]
+fn circuit_breakers_that_cannot_be_are_refused() {
+    let breaker = |text: &str| {
+        let text = wrong(&format!("[circuit_breaker]\n{text}"));
+        text.strip_prefix("g.toml:5: ").unwrap_or_else(|| panic!("{text}")).to_owned()
+    };
+    for (key, must) in [
+        ("failure_threshold", "\"off\" or an integer from 1 to 1000000"),
+        ("failure_percent", "\"off\" or an integer from 1 to 100"),
+        ("slow_percent", "\"off\" or an integer from 1 to 100"),
+        ("slow_ms", "an integer from 1 to 86400000"),
+        ("window_ms", "an integer from 1 to 86400000"),
+        ("min_calls", "an integer from 1 to 1000000"),
+        ("open_ms", "an integer from 1 to 86400000"),
+        ("max_open_ms", "an integer from 1 to 86400000"),
+        ("success_threshold", "an integer from 1 to 4095"),
+        ("probes", "an integer from 1 to 4095"),
+    ] {
+        for value in ["0", "-1", "0.5", "86400001", "99999999999999999999", "\"1 s\""] {
+            let expected = format!("{key:?} in [circuit_breaker] must be {must}, not {value}");
+            assert_eq!(breaker(&format!("{key} = {value}")), expected);
+        }
+    }
+    assert!(breaker("failure_percent = 101").ends_with("from 1 to 100, not 101"));
+    assert!(breaker("enabled = \"yes\"").ends_with("must be true or false, not \"yes\""));
+
+    let cases = [
+        (
+            "failure_threshold = \"off\"",
+            "\"failure_threshold\" in [circuit_breaker] is \"off\" as are failure_percent and slow_percent, so it would \
+             never open; set one of them, or enabled = false",
+        ),
+        (
+            "min_calls = 5",
+            "\"min_calls\" in [circuit_breaker] has no effect without failure_percent or slow_percent; set that, or \
+             remove this",
+        ),
+        (
+            "slow_ms = 5\nfailure_percent = 50",
+            "\"slow_ms\" in [circuit_breaker] has no effect without slow_percent; set that, or remove this",
+        ),
+        (
+            "max_open_ms = 29_999",
+            "\"max_open_ms\" in [circuit_breaker] cannot be: the open period must grow by a factor of at least 1, to at \
+             least its first length (open_ms is 30000, max_open_ms is 29999)",
+        ),
+        (
+            "open_ms = 300_001",
+            "\"open_ms\" in [circuit_breaker] cannot be: the open period must grow by a factor of at least 1, to at \
+             least its first length (open_ms is 300001, max_open_ms is 300000)",
+        ),
+        (
+            "probes = 2",
+            "\"probes\" in [circuit_breaker] is 2, which is never reached: \"success_threshold\" is 1, and more probes \
+             are not needed; lower the one or raise the other",
+        ),
+        (
+            "failure_treshold = 3",
+            "unknown key \"failure_treshold\" in [circuit_breaker]; did you mean \"failure_threshold\"?",
+        ),
+        ("idle_ms = 3", "unknown key \"idle_ms\" in [circuit_breaker]; it belongs in [limits]"),
+    ];
+    for (text, expected) in cases {
+        assert_eq!(breaker(text), expected);
+    }
+    // One mistake, one message.
+    assert!(breaker("open_ms = 0\nmax_open_ms = 5").lines().count() == 1);
+    assert_eq!(
+        wrong("[circuit_breakers]"),
+        "g.toml:4: unknown section \"circuit_breakers\"; did you mean [circuit_breaker]?"
+    );
+    assert_eq!(
+        wrong("open_ms = 5"),
+        "g.toml:4: unknown key \"open_ms\" in [[model]]; it belongs in [circuit_breaker]"
+    );
+    assert_eq!(
+        wrong_with(MOCK, &[("GATEWAY_CIRCUIT_BREAKER_OPEN_MS", "0")]),
+        "GATEWAY_CIRCUIT_BREAKER_OPEN_MS: \"open_ms\" in [circuit_breaker] must be an integer from 1 to 86400000, not \
+         \"0\""
+    );
+    assert_eq!(
+        wrong("circuit_breaker = \"on\""),
+        "g.toml:4: \"circuit_breaker\" in [[model]] must be true or false, not \"on\""
+    );
 }

@@ -125,15 +125,19 @@ impl Loader<'_> {
         let mut given = |section| given.remove(&section).unwrap_or_default();
         let list = |section| lists.get(&section).copied().unwrap_or_default();
         self.check_limits(Section::Limits, &config.limits, &given(Section::Limits));
+        self.check_breaker(&config, &given(Section::CircuitBreaker));
         self.check_burst(Section::RateLimits, &config.rate_limits.tenant, &given(Section::RateLimits));
         config.keys = self.keys(list(Section::Key));
         self.check_listen(&config.server, list(Section::Key).is_empty(), &given(Section::Server));
         config.tenants = self.tenants(list(Section::Tenant), &config.keys, &config.rate_limits);
         if has_models {
-            config.models = self.models(list(Section::Model), &config.limits);
+            let breaker = config.circuit_breaker.enabled;
+            config.models = self.models(list(Section::Model), &config.limits, breaker);
         } else {
             // The mocks of a gateway without a file obey the environment too.
-            config.models.iter_mut().for_each(|model| model.limits = config.limits);
+            for model in &mut config.models {
+                (model.limits, model.circuit_breaker) = (config.limits, config.circuit_breaker.enabled);
+            }
         }
         config
     }

@@ -13,14 +13,19 @@ use super::{
 };
 
 impl Loader<'_> {
-    /// Those of the file, over the limits that hold for all of them.
-    pub(super) fn models(&mut self, entries: &[Spanned<DeValue<'_>>], limits: &Limits) -> Vec<Model> {
+    /// Those of the file, over what holds for all of them.
+    pub(super) fn models(
+        &mut self,
+        entries: &[Spanned<DeValue<'_>>],
+        limits: &Limits,
+        circuit_breaker: bool,
+    ) -> Vec<Model> {
         let mut names = BTreeMap::new();
         let mut models = Vec::new();
         for entry in entries {
             let at = self.at(&entry.span());
             let Some(table) = self.table(Section::Model, entry) else { continue };
-            let mut raw = RawModel::default();
+            let mut raw = RawModel { circuit_breaker, ..RawModel::default() };
             let mut own = *limits;
             let given = self.section(Section::Model, table, |name, value| {
                 set(MODEL, &mut raw, name, value).or_else(|| set(LIMITS, &mut own, name, value))
@@ -72,7 +77,8 @@ impl Loader<'_> {
             },
         };
         let name = raw.name?;
-        Some(Model { model: raw.model.unwrap_or_else(|| name.clone()), name, upstream, limits })
+        let (model, circuit_breaker) = (raw.model.unwrap_or_else(|| name.clone()), raw.circuit_breaker);
+        Some(Model { model, name, upstream, limits, circuit_breaker })
     }
 
     fn api_key(&mut self, variable: String, given: &Given) -> Option<ApiKey> {

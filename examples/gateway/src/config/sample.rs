@@ -1,6 +1,7 @@
 //! The sample file, made from the table, so that it cannot leave it.
 
 use super::{
+    breaker::BREAKER,
     key::Key,
     rates::{KEY, QUEUE, RATES, TENANT, TOTAL},
     schema::{LIMITS, MOCK_MODELS, MODEL, SERVER},
@@ -22,6 +23,8 @@ pub fn sample() -> String {
     QUEUE.iter().for_each(|key| key.sample(&mut text));
     text += TOTAL_HEAD;
     TOTAL.iter().for_each(|key| key.sample(&mut text));
+    text += BREAKER_HEAD;
+    BREAKER.iter().for_each(|key| key.sample(&mut text));
     text += TENANT_HEAD;
     TENANT.iter().for_each(|key| key.line(&mut text));
     text += KEY_HEAD;
@@ -64,8 +67,9 @@ const HEAD: &str = "\
 # A line such as `#workers = \"auto\"` shows a key and its default; take the `#` away to change it. What is not known here
 # is an error. This file is what `gateway --sample` prints.
 #
-# Environment variables override the keys of [server], [limits], [rate_limits] and [total_rate_limits]:
-# GATEWAY_SERVER_LISTEN, GATEWAY_LIMITS_TOTAL_MS and so on. The option --listen overrides both. Logs go to stderr; RUST_LOG says which (default: info).
+# Environment variables override the keys of [server], [limits], [rate_limits], [total_rate_limits] and [circuit_breaker]:
+# GATEWAY_SERVER_LISTEN, GATEWAY_LIMITS_TOTAL_MS and so on. The option --listen overrides both. Logs go to stderr;
+# RUST_LOG says which (default: info).
 ";
 
 const LIMITS_HEAD: &str = "
@@ -83,6 +87,15 @@ const RATES_HEAD: &str = "
 const TOTAL_HEAD: &str = "
 # What all tenants together may ask for.
 [total_rate_limits]
+";
+
+const BREAKER_HEAD: &str = "
+# When a model's upstream fails too often, the model is not asked for a while: requests for it get a 503 that says when to
+# come back. Then a few are let through to see, and what becomes of them decides. Each model has a circuit breaker of its
+# own. Failures are no connection, timeouts, 5xx, 429 and answers that are garbled or break off; not what clients do wrong,
+# nor refused credentials or a quota that is used up, which no pause mends. An upstream's Retry-After makes the pause
+# longer, up to an hour.
+[circuit_breaker]
 ";
 
 const TENANT_HEAD: &str = "

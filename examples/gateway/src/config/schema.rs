@@ -112,7 +112,8 @@ pub(super) const SERVER: &[Key<ServerConfig>] = &[
             Ok(())
         }),
         default: "",
-        doc: "What to show as `Authorization: Bearer` to GET /admin/limits. Without it there is no such path.",
+        doc: "What to show as `Authorization: Bearer` to GET /admin/limits, GET /admin/breakers and\n\
+              POST /admin/breakers/MODEL/reset (or force-open, or disable). Without it there are no such paths.",
     },
 ];
 
@@ -157,6 +158,7 @@ pub(super) struct RawModel {
     pub(super) base_url: Option<Uri>,
     pub(super) api_key_env: Option<String>,
     pub(super) model: Option<String>,
+    pub(super) circuit_breaker: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -221,6 +223,12 @@ pub(super) const MODEL: &[Key<RawModel>] = &[
         }),
         default: "",
         doc: "What the model is called there. Default: the same name.",
+    },
+    Key {
+        name: "circuit_breaker",
+        kind: Kind::Flag(|model, flag| model.circuit_breaker = flag),
+        default: "",
+        doc: "Whether it has a circuit breaker. Default: as in [circuit_breaker].",
     },
 ];
 

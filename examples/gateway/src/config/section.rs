@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::{
     Config,
+    breaker::BREAKER,
     key::{Key, Value, nearest, set},
     rates::{KEY, QUEUE, RATES, TENANT, TOTAL},
     schema::{LIMITS, MODEL, SERVER},
@@ -16,17 +17,19 @@ pub(super) enum Section {
     Limits,
     RateLimits,
     TotalRateLimits,
+    CircuitBreaker,
     Tenant,
     Key,
     Model,
 }
 
 impl Section {
-    pub(super) const ALL: [Self; 7] = [
+    pub(super) const ALL: [Self; 8] = [
         Self::Server,
         Self::Limits,
         Self::RateLimits,
         Self::TotalRateLimits,
+        Self::CircuitBreaker,
         Self::Tenant,
         Self::Key,
         Self::Model,
@@ -38,6 +41,7 @@ impl Section {
             Self::Limits => "limits",
             Self::RateLimits => "rate_limits",
             Self::TotalRateLimits => "total_rate_limits",
+            Self::CircuitBreaker => "circuit_breaker",
             Self::Tenant => "tenant",
             Self::Key => "key",
             Self::Model => "model",
@@ -56,6 +60,7 @@ impl Section {
             Self::Limits => names(LIMITS),
             Self::RateLimits => [names(RATES), names(QUEUE)].concat(),
             Self::TotalRateLimits => names(TOTAL),
+            Self::CircuitBreaker => names(BREAKER),
             Self::Tenant => [names(TENANT), names(RATES)].concat(),
             Self::Key => names(KEY),
             Self::Model => [names(MODEL), names(LIMITS)].concat(),
@@ -77,6 +82,7 @@ impl Section {
                 set(RATES, &mut rates.tenant, name, value).or_else(|| set(QUEUE, rates, name, value))
             }
             Self::TotalRateLimits => set(TOTAL, &mut rates.total, name, value),
+            Self::CircuitBreaker => set(BREAKER, &mut config.circuit_breaker, name, value),
             Self::Tenant | Self::Key | Self::Model => None,
         }
     }

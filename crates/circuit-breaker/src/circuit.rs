@@ -1,0 +1,250 @@
+//! What the calls of a breaker share: the published word, and behind a lock everything else.
+//!
+//! A call must own what it settles. A reference count would do, and would be written to twice a call by every thread: two
+//! threads would then be half as fast as one. So a circuit is never freed. When its breaker is gone it waits for the next
+//! one, which begins a generation; whatever calls of the old one are still under way find that they are of no generation
+//! that counts.
+
+#[cfg(loom)]
+use loom::sync::{Mutex, MutexGuard, atomic::AtomicU64};
+#[cfg(not(loom))]
+use std::sync::{Mutex, MutexGuard, atomic::AtomicU64};
+use std::{
+    collections::hash_map::RandomState,
+    hash::BuildHasher,
+    mem,
+    sync::{Arc, PoisonError, atomic::Ordering::Relaxed},
+    task::Waker,
+    time::Duration,
+};
+
+use bartizan_core::RetryAfter;
+use tokio::{sync::watch, time::Instant};
+
+use crate::{
+    machine::{Look, Machine, Outcome, Transition},
+    settings::Settings,
+    started::Started,
+    state::{State, Word},
+    window::nanos,
+};
+
+#[derive(Debug)]
+pub(crate) struct Circuit {
+    word: AtomicU64,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    machine: Machine,
+    birth: Instant,
+    /// Who waits in `poll_ready` for this to change.
+    waiting: Vec<(u64, Waker)>,
+    watched: watch::Sender<Transition>,
+}
+
+/// A call that passed. Settled once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pass {
+    circuit: &'static Circuit,
+    word: Word,
+}
+
+impl Circuit {
+    /// A circuit for a new breaker: one that was used before, or a further one.
+    pub(crate) fn new(settings: Arc<Settings>) -> &'static Self {
+        let seed = RandomState::new().hash_one(0);
+        let used = lock_pool().pop();
+        match used {
+            Some((circuit, first)) => {
+                circuit.begin(Machine::new(settings, first, seed));
+                circuit
+            }
+            None => Box::leak(Box::new(Self::first(settings, seed))),
+        }
+    }
+
+    fn first(settings: Arc<Settings>, seed: u64) -> Self {
+        let machine = Machine::new(settings, 0, seed);
+        Self { word: AtomicU64::new(machine.word().0), inner: Mutex::new(Inner::new(machine)) }
+    }
+
+    /// Serves the next breaker.
+    fn begin(&self, machine: Machine) {
+        let word = machine.word();
+        let mut inner = self.lock();
+        let old = mem::replace(&mut *inner, Inner::new(machine));
+        self.word.store(word.0, Relaxed);
+        drop(inner);
+        drop(old);
+    }
+
+    /// The breaker is gone. Nobody but calls under way knows this circuit any more.
+    pub(crate) fn retire(&'static self) {
+        let next = self.end();
+        lock_pool().push((self, next));
+    }
+
+    fn end(&self) -> u64 {
+        let mut inner = self.lock();
+        let next = inner.machine.retire();
+        self.word.store(inner.machine.word().0, Relaxed);
+        // Who watches learns that nothing will come any more.
+        let watched = mem::take(&mut inner.watched);
+        drop(inner);
+        drop(watched);
+        next
+    }
+
+    /// Lets a call pass. The clock is read only if the answer depends on it.
+    #[inline(always)]
+    pub(crate) fn admit(&'static self, now: impl FnOnce() -> Instant) -> Result<Pass, RetryAfter> {
+        // The word stands for itself: whatever else there is stands behind the lock.
+        let word = Word(self.word.load(Relaxed));
+        if word.passes() {
+            return Ok(Pass { circuit: self, word });
+        }
+        self.admit_half_open(now())
+    }
+
+    #[cold]
+    fn admit_half_open(&'static self, now: Instant) -> Result<Pass, RetryAfter> {
+        let word = self.with(now, Machine::admit)?;
+        Ok(Pass { circuit: self, word })
+    }
+
+    /// Does something to the machine, publishes what came of it, and wakes whoever waits for that.
+    pub(crate) fn with<T>(&self, now: Instant, change: impl FnOnce(&mut Machine, u64) -> T) -> T {
+        self.update(now, |inner, now| change(&mut inner.machine, now))
+    }
+
+    fn update<T>(&self, now: Instant, change: impl FnOnce(&mut Inner, u64) -> T) -> T {
+        let mut inner = self.lock();
+        let now = nanos(now.saturating_duration_since(inner.birth));
+        let (before, probes) = (inner.machine.generation(), inner.machine.word().probes());
+        let result = change(&mut inner, now);
+        let word = inner.machine.word();
+        self.word.store(word.0, Relaxed);
+        let news = inner.machine.generation() != before;
+        let woken = if news || word.probes() < probes { mem::take(&mut inner.waiting) } else { Vec::new() };
+        let news = news.then(|| (inner.machine.changed, inner.watched.clone()));
+        drop(inner);
+        // Strangers' wakers run without the lock. Whoever comes later with older news tells nothing.
+        if let Some((changed, watched)) = news {
+            watched.send_if_modified(|last| {
+                let newer = changed.generation > last.generation;
+                if newer {
+                    *last = changed;
+                }
+                newer
+            });
+        }
+        woken.into_iter().for_each(|(_, waker)| waker.wake());
+        result
+    }
+
+    /// What a call would find. If it would be refused, `waker` is woken when that changes by other means than time; and
+    /// when time changes it.
+    pub(crate) fn look_or_wait(&self, now: Instant, id: u64, waker: &Waker) -> (Look, Option<Instant>) {
+        let look = self.with(now, Machine::look);
+        if look.passes {
+            return (look, None);
+        }
+        // What time has brought about has been told by now: nobody who comes to wait here is woken for it.
+        let waker = waker.clone();
+        let (look, at, replaced) = self.update(now, |inner, now| {
+            let look = inner.machine.look(now);
+            let at = look.changes_at.map(|at| inner.birth + Duration::from_nanos(at));
+            let replaced = (!look.passes).then(|| inner.wait(id, waker));
+            (look, at, replaced)
+        });
+        drop(replaced);
+        (look, at)
+    }
+
+    /// Whoever waited as `id` does so no more.
+    pub(crate) fn leave(&self, id: u64) {
+        let mut inner = self.lock();
+        let place = inner.waiting.iter().position(|(waiting, _)| *waiting == id);
+        let left = place.map(|place| inner.waiting.swap_remove(place));
+        drop(inner);
+        drop(left);
+    }
+
+    pub(crate) fn subscribe(&self) -> watch::Receiver<Transition> {
+        self.lock().watched.subscribe()
+    }
+
+    /// When so many nanoseconds had passed.
+    pub(crate) fn instant(&self, nanos: u64) -> Instant {
+        self.lock().birth + Duration::from_nanos(nanos)
+    }
+
+    /// Whether every call passes now.
+    #[inline]
+    pub(crate) fn passes(&self) -> bool {
+        Word(self.word.load(Relaxed)).passes()
+    }
+
+    /// Whether it is closed and nothing is counted. Nobody is told or woken by that.
+    pub(crate) fn is_fresh(&self, now: Instant) -> bool {
+        Word(self.word.load(Relaxed)).state() == State::Closed && self.with(now, Machine::is_fresh)
+    }
+
+    /// Nothing of a user's runs under this lock.
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn new(machine: Machine) -> Self {
+        let watched = watch::Sender::new(machine.changed);
+        Self { machine, birth: Instant::now(), waiting: Vec::new(), watched }
+    }
+
+    fn wait(&mut self, id: u64, waker: Waker) -> Option<Waker> {
+        match self.waiting.iter_mut().find(|(waiting, _)| *waiting == id) {
+            Some((_, old)) => Some(mem::replace(old, waker)),
+            None => {
+                self.waiting.push((id, waker));
+                None
+            }
+        }
+    }
+}
+
+impl Pass {
+    /// Tells what became of the call. The clock is read only if something depends on it.
+    #[inline]
+    pub(crate) fn settle(self, outcome: Outcome, started: Started, now: impl FnOnce() -> Instant) {
+        let word = Word(self.circuit.word.load(Relaxed));
+        let nothing_to_write = match outcome {
+            Outcome::Success => word == self.word && !word.counts_successes(),
+            // Only a probe has something to give back, and only a call with a known start can have lasted too long.
+            Outcome::Ignored => self.word.passes(),
+            Outcome::Cancelled => self.word.passes() && !started.is_known(),
+            Outcome::Failure(_) => false,
+        };
+        if !nothing_to_write {
+            self.settle_behind_the_lock(outcome, started, now());
+        }
+    }
+
+    fn settle_behind_the_lock(self, outcome: Outcome, started: Started, now: Instant) {
+        let took = started.took(now);
+        self.circuit.with(now, |machine, now| machine.settle(self.word, outcome, took, now));
+    }
+}
+
+/// Circuits whose breakers are gone, and the generations that they begin with next.
+static POOL: std::sync::Mutex<Vec<(&'static Circuit, u64)>> = std::sync::Mutex::new(Vec::new());
+
+fn lock_pool() -> std::sync::MutexGuard<'static, Vec<(&'static Circuit, u64)>> {
+    POOL.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(all(test, loom))]
+#[path = "circuit/models.rs"]
+mod models;

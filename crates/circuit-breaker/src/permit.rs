@@ -1,0 +1,174 @@
+use std::{error::Error, fmt, marker::PhantomData, mem, sync::Arc, time::Duration};
+
+use bartizan_core::{Class, Classify, Ending, Guard, RetryAfter};
+use tokio::time::Instant;
+
+use crate::{breaker::Owner, circuit::Pass, machine::Outcome, started::Started};
+
+/// A call that a breaker let pass, by hand: [`CircuitBreaker::try_acquire`](crate::CircuitBreaker::try_acquire) gives it.
+///
+/// Tell what became of the call. Dropped untold it was cancelled: that decides nothing, and a probe makes room for the next
+/// one.
+#[must_use = "dropped at once it says that the call was cancelled"]
+pub struct Permit {
+    pass: Option<Pass>,
+    /// Known only if something depends on it.
+    started: Started,
+    /// A breaker of many keeps its key while a call is under way.
+    _owner: Option<Arc<Owner>>,
+}
+
+/// What a breaker lets a call pass with. Settled by hand, or by the [`Permit`] that is made of it.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct Admitted {
+    pub(crate) pass: Pass,
+    pub(crate) started: Started,
+    pub(crate) owner: Option<Arc<Owner>>,
+}
+
+impl Admitted {
+    /// While something of a stranger's runs: dropped by a panic this says that the call has failed. Forget it otherwise.
+    #[inline]
+    pub(crate) const fn arm(&self) -> ArmedPass {
+        ArmedPass(self.pass, self.started)
+    }
+}
+
+pub(crate) struct ArmedPass(Pass, Started);
+
+impl Drop for ArmedPass {
+    #[cold]
+    fn drop(&mut self) {
+        self.0.settle(Outcome::Failure(RetryAfter::Unknown), self.1, Instant::now);
+    }
+}
+
+impl From<Admitted> for Permit {
+    #[inline]
+    fn from(Admitted { pass, started, owner }: Admitted) -> Self {
+        Self { pass: Some(pass), started, _owner: owner }
+    }
+}
+
+impl Permit {
+    /// The call succeeded.
+    pub fn success(self) {
+        self.settle(Class::Success);
+    }
+
+    /// The call failed.
+    pub fn failure(self) {
+        self.settle(Class::Failure(RetryAfter::Unknown));
+    }
+
+    /// What became of the call.
+    pub fn settle(mut self, class: Class) {
+        self.finish(class);
+    }
+
+    /// The call took this long, whatever the clock says: for one that was measured elsewhere.
+    pub fn took(mut self, time: Duration) -> Self {
+        if self.started.is_known() {
+            self.started = Started::ago(Instant::now(), time);
+        }
+        self
+    }
+
+    /// [`settle`](Self::settle) at a given time. One before others that the breaker has seen reads as the latest of those.
+    pub fn settle_at(mut self, class: Class, now: Instant) {
+        self.end(outcome(class), || now);
+    }
+
+    #[inline]
+    pub(crate) fn finish(&mut self, class: Class) {
+        self.end(outcome(class), Instant::now);
+    }
+
+    #[inline]
+    fn end(&mut self, outcome: Outcome, now: impl FnOnce() -> Instant) {
+        if let Some(pass) = self.pass.take() {
+            pass.settle(outcome, self.started, now);
+        }
+    }
+
+    /// Runs something of a stranger's. If that panics the call has failed.
+    #[inline]
+    pub(crate) fn armed<T>(&mut self, run: impl FnOnce() -> T) -> T {
+        let armed = Armed(self);
+        let result = run();
+        mem::forget(armed);
+        result
+    }
+}
+
+impl Drop for Permit {
+    #[inline]
+    fn drop(&mut self) {
+        self.end(Outcome::Cancelled, Instant::now);
+    }
+}
+
+impl fmt::Debug for Permit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Permit").field("started", &self.started).finish_non_exhaustive()
+    }
+}
+
+fn outcome(class: Class) -> Outcome {
+    match class {
+        Class::Success => Outcome::Success,
+        Class::Failure(retry_after) => Outcome::Failure(retry_after),
+        Class::Ignore => Outcome::Ignored,
+    }
+}
+
+/// A permit while something of a stranger's runs.
+pub(crate) struct Armed<'a>(pub(crate) &'a mut Permit);
+
+impl Drop for Armed<'_> {
+    fn drop(&mut self) {
+        self.0.finish(Class::Failure(RetryAfter::Unknown));
+    }
+}
+
+/// A call that was answered well, until its extent is over.
+pub struct Answered<C, Res> {
+    permit: Permit,
+    classify: C,
+    response: PhantomData<fn(&Res)>,
+}
+
+impl<C, Res> Answered<C, Res> {
+    pub(crate) const fn new(permit: Permit, classify: C) -> Self {
+        Self { permit, classify, response: PhantomData }
+    }
+}
+
+impl<C: Classify<Res>, Res> Guard for Answered<C, Res> {
+    #[inline]
+    fn settle(mut self, ending: Ending<'_>) {
+        let Self { permit, classify, .. } = &mut self;
+        let class = match ending {
+            Ending::Complete => Class::Success,
+            Ending::Failed(error) => {
+                permit.armed(|| classify.classify(Err::<&Res, &(dyn Error + 'static)>(error)))
+            }
+        };
+        permit.finish(class);
+    }
+}
+
+impl<C, Res> Drop for Answered<C, Res> {
+    /// Whoever does not read a body to its end has had an answer: however long it took, that is no failure.
+    #[inline]
+    fn drop(&mut self) {
+        self.permit.finish(Class::Ignore);
+    }
+}
+
+impl<C, Res> fmt::Debug for Answered<C, Res> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Answered").field("permit", &self.permit).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,147 @@
+use std::{
+    fmt, mem,
+    task::{Context, Poll},
+};
+
+use bartizan_core::{BoxError, Classify, Extent};
+use tower_service::Service;
+
+use crate::{Answered, CircuitBreaker, Mode, Permit, ResponseFuture, Select, permit::Admitted};
+
+/// The service of a [`CircuitBreakerLayer`](crate::CircuitBreakerLayer).
+pub struct Break<S, B, C, E, M> {
+    inner: S,
+    asked: Asked,
+    breaker: B,
+    classify: C,
+    extent: E,
+    mode: M,
+}
+
+/// How far the inner service is, this instance of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    No,
+    /// It may hold a place in a queue for a readiness that nobody uses.
+    Pending,
+    Ready,
+}
+
+impl<S, B, C, E, M> Break<S, B, C, E, M> {
+    pub(crate) const fn new(inner: S, breaker: B, classify: C, extent: E, mode: M) -> Self {
+        Self { inner, asked: Asked::No, breaker, classify, extent, mode }
+    }
+
+    /// The service below.
+    pub const fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    /// The service below. What is called there directly meets no breaker.
+    pub const fn get_mut(&mut self) -> &mut S {
+        &mut self.inner
+    }
+
+    /// The service below, for good.
+    pub fn into_inner(self) -> S {
+        self.inner
+    }
+}
+
+impl<S: Clone, B, C, E, M> Break<S, B, C, E, M> {
+    /// The instance that was asked goes, and with it what it holds for a call that is not made.
+    fn give_back(&mut self) {
+        if mem::replace(&mut self.asked, Asked::No) != Asked::No {
+            self.inner = self.inner.clone();
+        }
+    }
+}
+
+impl<S, B, C, E, M, Req> Service<Req> for Break<S, B, C, E, M>
+where
+    S: Service<Req> + Clone,
+    S::Error: Into<BoxError>,
+    B: Select<Req>,
+    C: Classify<S::Response> + Clone,
+    E: Extent<S::Response>,
+    M: Mode,
+{
+    type Response = E::Response<Option<Answered<C, S::Response>>>;
+    type Error = BoxError;
+    type Future = ResponseFuture<S, Req, C, E>;
+
+    #[inline]
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        if let Some(breaker) = self.breaker.one() {
+            match self.mode.poll(breaker, cx) {
+                Poll::Ready(true) => {}
+                // Whoever can answer without the inner service does not wait for it.
+                Poll::Ready(false) => return Poll::Ready(Ok(())),
+                Poll::Pending => {
+                    self.give_back();
+                    return Poll::Pending;
+                }
+            }
+        }
+        match self.inner.poll_ready(cx) {
+            Poll::Ready(Ok(())) => {
+                self.asked = Asked::Ready;
+                Poll::Ready(Ok(()))
+            }
+            Poll::Ready(Err(error)) => {
+                self.asked = Asked::No;
+                let error = error.into();
+                if let Some(Ok(admitted)) = self.breaker.one().map(CircuitBreaker::admit) {
+                    let mut permit = Permit::from(admitted);
+                    let class = permit.armed(|| self.classify.classify(Err(&*error)));
+                    permit.finish(class);
+                }
+                Poll::Ready(Err(error))
+            }
+            Poll::Pending => {
+                self.asked = Asked::Pending;
+                Poll::Pending
+            }
+        }
+    }
+
+    #[inline]
+    fn call(&mut self, request: Req) -> Self::Future {
+        let admitted = match self.breaker.admit(&request) {
+            Ok(admitted) => admitted,
+            Err(retry_after) => {
+                self.give_back();
+                return ResponseFuture::refused(retry_after, self.classify.clone(), self.extent.clone());
+            }
+        };
+        let (classify, extent) = (self.classify.clone(), self.extent.clone());
+        if mem::replace(&mut self.asked, Asked::No) == Asked::Ready {
+            let armed = admitted.as_ref().map(Admitted::arm);
+            let inner = self.inner.call(request);
+            mem::forget(armed);
+            return ResponseFuture::calling(inner, admitted.map(Permit::from), classify, extent);
+        }
+        // It became closed or half-open since: the call waits for the inner service itself, with the place it has.
+        let clone = self.inner.clone();
+        let inner = mem::replace(&mut self.inner, clone);
+        ResponseFuture::readying(inner, request, admitted.map(Permit::from), classify, extent)
+    }
+}
+
+impl<S: Clone, B: Clone, C: Clone, E: Clone, M: Clone> Clone for Break<S, B, C, E, M> {
+    /// Readiness belongs to the instance: a clone has none.
+    fn clone(&self) -> Self {
+        let Self { inner, breaker, classify, extent, mode, .. } = self;
+        Self::new(inner.clone(), breaker.clone(), classify.clone(), extent.clone(), mode.clone())
+    }
+}
+
+impl<S: fmt::Debug, B: fmt::Debug, C, E, M> fmt::Debug for Break<S, B, C, E, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Break")
+            .field("inner", &self.inner)
+            .field("asked", &self.asked)
+            .field("breaker", &self.breaker)
+            .finish_non_exhaustive()
+    }
+}
