@@ -18,7 +18,6 @@ use std::{
     time::Duration,
 };
 
-use bartizan_core::RetryAfter;
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
@@ -26,6 +25,7 @@ use crate::{
     settings::Settings,
     started::Started,
     state::{State, Word},
+    wait::Wait,
     window::nanos,
 };
 
@@ -99,19 +99,17 @@ impl Circuit {
 
     /// Lets a call pass. The clock is read only if the answer depends on it.
     #[inline(always)]
-    pub(crate) fn admit(&'static self, now: impl FnOnce() -> Instant) -> Result<Pass, RetryAfter> {
+    pub(crate) fn admit(&'static self, now: impl FnOnce() -> Instant) -> Result<Pass, Wait> {
         // The word stands for itself: whatever else there is stands behind the lock.
         let word = Word(self.word.load(Relaxed));
-        if word.passes() {
-            return Ok(Pass { circuit: self, word });
-        }
-        self.admit_half_open(now())
+        let word = if word.passes() { word } else { self.admit_half_open(now())? };
+        Ok(Pass { circuit: self, word })
     }
 
+    /// What it gives fits in registers: see [`Wait`].
     #[cold]
-    fn admit_half_open(&'static self, now: Instant) -> Result<Pass, RetryAfter> {
-        let word = self.with(now, Machine::admit)?;
-        Ok(Pass { circuit: self, word })
+    fn admit_half_open(&self, now: Instant) -> Result<Word, Wait> {
+        Ok(self.with(now, Machine::admit)?)
     }
 
     /// Does something to the machine, publishes what came of it, and wakes whoever waits for that.

@@ -4,11 +4,11 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bartizan_core::{BoxError, Class, Classify, Extent, RetryAfter};
+use bartizan_core::{BoxError, Class, Classify, Extent};
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
-use crate::{Answered, Permit, breaker::refusal};
+use crate::{Answered, Permit, breaker::refusal, wait::Wait};
 
 pin_project! {
     /// The response future of [`Break`](crate::Break).
@@ -29,7 +29,7 @@ pin_project! {
     enum Stage<S, Req, F> {
         Calling { #[pin] inner: F },
         Readying { next: Option<(S, Req)> },
-        Refused { retry_after: RetryAfter },
+        Refused { wait: Wait },
     }
 }
 
@@ -39,18 +39,12 @@ impl<S: Service<Req>, Req, C, E> ResponseFuture<S, Req, C, E> {
         Self { state: Stage::Calling { inner }, permit, classify, extent }
     }
 
-    pub(crate) fn readying(
-        inner: S,
-        request: Req,
-        permit: Permit,
-        classify: C,
-        extent: E,
-    ) -> Self {
+    pub(crate) fn readying(inner: S, request: Req, permit: Permit, classify: C, extent: E) -> Self {
         Self { state: Stage::Readying { next: Some((inner, request)) }, permit, classify, extent }
     }
 
-    pub(crate) fn refused(retry_after: RetryAfter, classify: C, extent: E) -> Self {
-        Self { state: Stage::Refused { retry_after }, permit: Permit::from(None), classify, extent }
+    pub(crate) fn refused(wait: Wait, classify: C, extent: E) -> Self {
+        Self { state: Stage::Refused { wait }, permit: Permit::from(None), classify, extent }
     }
 }
 
@@ -72,7 +66,9 @@ where
                     // What is over is settled where it stands: to move it just after it was written would cost more than
                     // all the rest.
                     let (result, class) = ready!(this.permit.armed(|watched| {
-                        inner.poll(cx).map(|result| judged(result.map_err(Into::into), this.classify, watched))
+                        inner
+                            .poll(cx)
+                            .map(|result| judged(result.map_err(Into::into), this.classify, watched))
                     }));
                     // What has succeeded so far is not over before its extent is.
                     let goes_on = !E::ENDS_WITH_RESPONSE && result.is_ok() && class == Class::Success;
@@ -82,7 +78,7 @@ where
                     return Poll::Ready(result.map(|response| this.extent.hold(response, answered)));
                 }
                 StageProjection::Readying { next } => next,
-                StageProjection::Refused { retry_after } => return Poll::Ready(Err(refused(*retry_after))),
+                StageProjection::Refused { wait } => return Poll::Ready(Err(refused(*wait))),
             };
             let inner = ready!(ready_and_call(next, this.permit, this.classify, cx))?;
             this.state.set(Stage::Calling { inner });
@@ -105,8 +101,8 @@ fn judged<Res>(
 }
 
 #[cold]
-fn refused(retry_after: RetryAfter) -> BoxError {
-    refusal(retry_after).into()
+fn refused(wait: Wait) -> BoxError {
+    refusal(wait).into()
 }
 
 /// A readiness that fails is a failure of the call.

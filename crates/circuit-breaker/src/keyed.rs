@@ -12,12 +12,12 @@ use std::{
     },
 };
 
-use bartizan_core::{Errors, RetryAfter, UntilResponse, errors};
+use bartizan_core::{Errors, UntilResponse, errors};
 use tokio::time::Instant;
 
 use crate::{
     By, ByRef, CircuitBreaker, CircuitBreakerLayer, InvalidSettings, Settings, State, machine::Tallied,
-    permit::Admitted,
+    permit::Admitted, wait::Wait,
 };
 
 /// A breaker for each key: each host, each model, each endpoint.
@@ -185,7 +185,7 @@ impl<K: Hash + Eq> CircuitBreakers<K> {
         breakers.map(|(key, breaker)| (key, breaker.state())).collect()
     }
 
-    pub(crate) fn admit<Q>(&self, key: &Q) -> Result<Option<Admitted>, RetryAfter>
+    pub(crate) fn admit<Q>(&self, key: &Q) -> Result<Option<Admitted>, Wait>
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,

@@ -15,6 +15,7 @@ mod service;
 mod settings;
 mod started;
 mod state;
+mod wait;
 mod window;
 
 pub use breaker::{CircuitBreaker, Stats};

@@ -101,6 +101,11 @@ impl Permit {
         }
     }
 
+    #[cold]
+    fn cancel(&mut self) {
+        self.end(Outcome::Cancelled, Instant::now);
+    }
+
     /// What has to be settled, and nothing is left here.
     #[inline]
     pub(crate) fn take(&mut self) -> Option<Self> {
@@ -122,7 +127,9 @@ impl Permit {
 impl Drop for Permit {
     #[inline]
     fn drop(&mut self) {
-        self.end(Outcome::Cancelled, Instant::now);
+        if self.admitted.is_some() {
+            self.cancel();
+        }
     }
 }
 

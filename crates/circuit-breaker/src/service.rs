@@ -50,10 +50,18 @@ impl<S, B, C, E, M> Break<S, B, C, E, M> {
 
 impl<S: Clone, B, C, E, M> Break<S, B, C, E, M> {
     /// The instance that was asked goes, and with it what it holds for a call that is not made.
+    #[cold]
     fn give_back(&mut self) {
         if mem::replace(&mut self.asked, Asked::No) != Asked::No {
             self.inner = self.inner.clone();
         }
+    }
+
+    /// This instance, with the place it has.
+    #[cold]
+    fn take_inner(&mut self) -> S {
+        let clone = self.inner.clone();
+        mem::replace(&mut self.inner, clone)
     }
 }
 
@@ -108,9 +116,9 @@ where
         let (classify, extent) = (self.classify.clone(), self.extent.clone());
         let admitted = match self.breaker.admit(&request) {
             Ok(admitted) => admitted,
-            Err(retry_after) => {
+            Err(wait) => {
                 self.give_back();
-                return ResponseFuture::refused(retry_after, classify, extent);
+                return ResponseFuture::refused(wait, classify, extent);
             }
         };
         if mem::replace(&mut self.asked, Asked::No) == Asked::Ready {
@@ -121,9 +129,7 @@ where
         }
         // It became closed or half-open since: the call waits for the inner service itself, with the place it has.
         let permit = Permit::from(admitted);
-        let clone = self.inner.clone();
-        let inner = mem::replace(&mut self.inner, clone);
-        ResponseFuture::readying(inner, request, permit, classify, extent)
+        ResponseFuture::readying(self.take_inner(), request, permit, classify, extent)
     }
 }
 

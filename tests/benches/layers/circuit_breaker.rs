@@ -82,7 +82,9 @@ fn closed(plan: Plan) -> Table {
         Contender::new("recloser, window of 100 calls (1)", |_| calls_of(recloser.clone())),
         Contender::new("failsafe, failures in a row (1)", |_| calls_of(failsafe.clone())),
         Contender::new("tower-resilience, failures in a row (2)", |_| waiting_calls_of(resilience.clone())),
-        Contender::new("tower-resilience, window of 1 ms (3)", |_| waiting_calls_of(resilience_window.clone())),
+        Contender::new("tower-resilience, window of 1 ms (3)", |_| {
+            waiting_calls_of(resilience_window.clone())
+        }),
     ]);
     Table::new("Closed, every call succeeds", BASELINE, figures)
         .note("(1) in a layer that does nothing but to wrap the future of the service below in the crate's own.")

@@ -25,7 +25,7 @@ static ALLOCATOR: Counting = Counting;
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The layers by the names that `--only` takes.
-const LAYERS: &[(&str, Compare)] = 
+const LAYERS: &[(&str, Compare)] =
     &[("rate-limit", rate_limit::compare), ("circuit-breaker", circuit_breaker::compare)];
 
 type Compare = fn(Plan) -> Vec<Table>;
