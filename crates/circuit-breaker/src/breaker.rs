@@ -6,6 +6,7 @@ use tokio::{sync::watch, time::Instant};
 use crate::{
     CircuitBreakerLayer, InvalidSettings, Permit, Settings, State, Transition,
     circuit::Circuit,
+    clock,
     machine::{Counted, Machine},
     permit::Admitted,
     select::One,
@@ -105,12 +106,12 @@ impl CircuitBreaker {
 
     #[inline(always)]
     pub(crate) fn admit(&self) -> Result<Admitted, Wait> {
-        admit(self.circuit, self.timed, None, Instant::now)
+        admit(self.circuit, self.timed, None, clock::now)
     }
 
     /// [`admit`](Self::admit) for a breaker of many, whose key is kept while the call is under way.
     pub(crate) fn admit_and_keep(self) -> Result<Admitted, Wait> {
-        admit(self.circuit, self.timed, Some(self.owner), Instant::now)
+        admit(self.circuit, self.timed, Some(self.owner), clock::now)
     }
 
     /// Whether nobody but the caller has this breaker, calls under way included.
@@ -167,7 +168,7 @@ impl CircuitBreaker {
     }
 
     pub(crate) fn with<T>(&self, change: impl FnOnce(&mut Machine, u64) -> T) -> T {
-        self.circuit.with(Instant::now(), change)
+        self.circuit.with(clock::now(), change)
     }
 }
 

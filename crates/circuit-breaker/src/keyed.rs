@@ -13,11 +13,10 @@ use std::{
 };
 
 use bartizan_core::{Errors, UntilResponse, errors};
-use tokio::time::Instant;
 
 use crate::{
-    By, ByRef, CircuitBreaker, CircuitBreakerLayer, InvalidSettings, Settings, State, machine::Tallied,
-    permit::Admitted, wait::Wait,
+    By, ByRef, CircuitBreaker, CircuitBreakerLayer, InvalidSettings, Settings, State, clock,
+    machine::Tallied, permit::Admitted, wait::Wait,
 };
 
 /// A breaker for each key: each host, each model, each endpoint.
@@ -240,7 +239,7 @@ impl<K: Hash + Eq> CircuitBreakers<K> {
         if shared.came.fetch_update(Relaxed, Relaxed, due).is_err() {
             return;
         }
-        let now = Instant::now();
+        let now = clock::now();
         for shard in &shared.shards {
             let mut dropped = Vec::new();
             lock(&shard.0).retain(|_, breaker| {

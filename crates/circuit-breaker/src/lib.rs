@@ -4,6 +4,7 @@
 
 mod breaker;
 mod circuit;
+mod clock;
 mod future;
 mod keyed;
 mod layer;

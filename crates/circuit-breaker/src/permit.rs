@@ -3,7 +3,7 @@ use std::{error::Error, fmt, marker::PhantomData, mem, sync::Arc, time::Duration
 use bartizan_core::{Class, Classify, Ending, Guard, RetryAfter};
 use tokio::time::Instant;
 
-use crate::{breaker::Owner, circuit::Pass, machine::Outcome, started::Started};
+use crate::{breaker::Owner, circuit::Pass, clock, machine::Outcome, started::Started};
 
 /// A call that a breaker let pass, by hand: [`CircuitBreaker::try_acquire`](crate::CircuitBreaker::try_acquire) gives it.
 ///
@@ -39,7 +39,7 @@ pub(crate) struct ArmedPass(Pass, Started);
 impl Drop for ArmedPass {
     #[cold]
     fn drop(&mut self) {
-        self.0.settle(Outcome::Failure(RetryAfter::Unknown), self.1, Instant::now);
+        self.0.settle(Outcome::Failure(RetryAfter::Unknown), self.1, clock::now);
     }
 }
 
@@ -78,7 +78,7 @@ impl Permit {
         if let Some(admitted) = &mut self.admitted
             && admitted.started.is_known()
         {
-            admitted.started = Started::ago(Instant::now(), time);
+            admitted.started = Started::ago(clock::now(), time);
         }
         self
     }
@@ -90,7 +90,7 @@ impl Permit {
 
     #[inline]
     pub(crate) fn finish(&mut self, class: Class) {
-        self.end(outcome(class), Instant::now);
+        self.end(outcome(class), clock::now);
     }
 
     #[inline]
@@ -103,7 +103,7 @@ impl Permit {
 
     #[cold]
     fn cancel(&mut self) {
-        self.end(Outcome::Cancelled, Instant::now);
+        self.end(Outcome::Cancelled, clock::now);
     }
 
     /// What has to be settled, and nothing is left here.
