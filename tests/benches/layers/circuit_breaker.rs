@@ -4,6 +4,7 @@ use std::{
     convert::Infallible,
     fmt,
     future::Ready,
+    hint::black_box,
     pin::Pin,
     sync::{
         Arc,
@@ -33,7 +34,7 @@ use crate::{
 };
 
 pub(crate) fn compare(plan: Plan) -> Vec<Table> {
-    vec![closed(plan), open(plan), windows(plan)]
+    vec![closed(plan), above_a_box(plan), open(plan), windows(plan)]
 }
 
 const BASELINE: &str = "hand-written, one load";
@@ -90,6 +91,20 @@ fn closed(plan: Plan) -> Table {
         .note("(1) in a layer that does nothing but to wrap the future of the service below in the crate's own.")
         .note("(2) has an asynchronous lock: whoever waits for it yields the processor here, and asks again.")
         .note("(3) as (2), and looks at every call of the window in each: with a longer one it would not end.")
+}
+
+/// What the cheapest layers are in a stack, where nobody sees through all of it at once.
+fn above_a_box(plan: Plan) -> Table {
+    let ours = CircuitBreaker::new(Settings::consecutive(5));
+    let one_load = Watched { inner: Boxing, breaker: OneLoad::default() };
+    let hand_written = Watched { inner: Boxing, breaker: HandWritten::default() };
+    let figures = plan.on_two_threads(&[
+        Contender::new("no layer", |_| calls_of(Boxing)),
+        Contender::new(BASELINE, |_| calls_of(one_load.clone())),
+        Contender::new("hand-written, load, add, Arc clone", |_| calls_of(hand_written.clone())),
+        Contender::new("ours, failures in a row", |_| calls_of(ours.layer().layer(Boxing))),
+    ]);
+    Table::new("Closed, above a service that boxes its futures", BASELINE, figures)
 }
 
 fn open(plan: Plan) -> Table {
@@ -156,8 +171,8 @@ fn waiting_calls_of<S: Service<Call>>(mut service: S) -> impl FnMut(u64) {
 
 /// A breaker in a layer that one writes in an hour: refuses or passes on, with a future that has a name.
 #[derive(Clone, Debug)]
-struct Watched<B> {
-    inner: Inner,
+struct Watched<B, S = Inner> {
+    inner: S,
     breaker: B,
 }
 
@@ -179,10 +194,14 @@ trait Settle {
     fn settle(&self, failed: bool);
 }
 
-impl<B: Admit> Service<Call> for Watched<B> {
-    type Response = Call;
+impl<B, S> Service<Call> for Watched<B, S>
+where
+    B: Admit,
+    S: Service<Call, Error: Into<BoxError>>,
+{
+    type Response = S::Response;
     type Error = BoxError;
-    type Future = WatchedFuture<Ready<Result<Call, Infallible>>, B::Pass>;
+    type Future = WatchedFuture<S::Future, B::Pass>;
 
     #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
@@ -281,6 +300,27 @@ impl Settle for Arc<Counts> {
     fn settle(&self, failed: bool) {
         let counter = if failed { &self.failures } else { &self.successes };
         counter.fetch_add(1, Relaxed);
+    }
+}
+
+/// [`Inner`], as it is below a `BoxService`.
+#[derive(Clone, Copy, Debug)]
+struct Boxing;
+
+impl Service<Call> for Boxing {
+    type Response = Call;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Call, Infallible>> + Send>>;
+
+    #[inline]
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Inner.poll_ready(cx)
+    }
+
+    #[inline]
+    fn call(&mut self, call: Call) -> Self::Future {
+        // Or else the optimiser sees what is in the box, and makes none.
+        black_box(Box::pin(Inner.call(call)))
     }
 }
 
