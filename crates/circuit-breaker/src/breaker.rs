@@ -6,10 +6,12 @@ use tokio::{sync::watch, time::Instant};
 use crate::{
     CircuitBreakerLayer, InvalidSettings, Permit, Settings, State, Transition,
     circuit::Circuit,
+    clock,
     machine::{Counted, Machine},
     permit::Admitted,
     select::One,
     started::Started,
+    wait::Wait,
 };
 
 /// A breaker's state: made once, shared by every layer, service and clone that is made from it.
@@ -103,13 +105,13 @@ impl CircuitBreaker {
     }
 
     #[inline(always)]
-    pub(crate) fn admit(&self) -> Result<Admitted, RetryAfter> {
-        admit(self.circuit, self.timed, None, Instant::now)
+    pub(crate) fn admit(&self) -> Result<Admitted, Wait> {
+        admit(self.circuit, self.timed, None, clock::now)
     }
 
     /// [`admit`](Self::admit) for a breaker of many, whose key is kept while the call is under way.
-    pub(crate) fn admit_and_keep(self) -> Result<Admitted, RetryAfter> {
-        admit(self.circuit, self.timed, Some(self.owner), Instant::now)
+    pub(crate) fn admit_and_keep(self) -> Result<Admitted, Wait> {
+        admit(self.circuit, self.timed, Some(self.owner), clock::now)
     }
 
     /// Whether nobody but the caller has this breaker, calls under way included.
@@ -166,7 +168,7 @@ impl CircuitBreaker {
     }
 
     pub(crate) fn with<T>(&self, change: impl FnOnce(&mut Machine, u64) -> T) -> T {
-        self.circuit.with(Instant::now(), change)
+        self.circuit.with(clock::now(), change)
     }
 }
 
@@ -176,17 +178,15 @@ fn admit(
     timed: bool,
     owner: Option<Arc<Owner>>,
     now: impl Fn() -> Instant,
-) -> Result<Admitted, RetryAfter> {
-    if timed {
-        let now = now();
-        return Ok(Admitted { pass: circuit.admit(|| now)?, started: Started::at(now), owner });
-    }
-    Ok(Admitted { pass: circuit.admit(now)?, started: Started::UNKNOWN, owner })
+) -> Result<Admitted, Wait> {
+    let known = timed.then(&now);
+    let pass = circuit.admit(|| known.unwrap_or_else(now))?;
+    Ok(Admitted { pass, started: known.map_or(Started::UNKNOWN, Started::at), owner })
 }
 
 #[cold]
-pub(crate) fn refusal(retry_after: RetryAfter) -> Rejected {
-    Rejected::new(RejectionKind::CircuitOpen, crate::NAME).with_retry_after(retry_after)
+pub(crate) fn refusal(wait: Wait) -> Rejected {
+    Rejected::new(RejectionKind::CircuitOpen, crate::NAME).with_retry_after(wait.into())
 }
 
 impl fmt::Debug for CircuitBreaker {

@@ -18,14 +18,15 @@ use std::{
     time::Duration,
 };
 
-use bartizan_core::RetryAfter;
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
+    clock,
     machine::{Look, Machine, Outcome, Transition},
     settings::Settings,
     started::Started,
     state::{State, Word},
+    wait::Wait,
     window::nanos,
 };
 
@@ -99,19 +100,25 @@ impl Circuit {
 
     /// Lets a call pass. The clock is read only if the answer depends on it.
     #[inline(always)]
-    pub(crate) fn admit(&'static self, now: impl FnOnce() -> Instant) -> Result<Pass, RetryAfter> {
+    pub(crate) fn admit(&'static self, now: impl FnOnce() -> Instant) -> Result<Pass, Wait> {
         // The word stands for itself: whatever else there is stands behind the lock.
         let word = Word(self.word.load(Relaxed));
-        if word.passes() {
-            return Ok(Pass { circuit: self, word });
-        }
-        self.admit_half_open(now())
+        let word = if word.passes() { word } else { self.admit_half_open(now())? };
+        Ok(Pass { circuit: self, word })
     }
 
+    /// What it gives fits in registers: see [`Wait`].
     #[cold]
-    fn admit_half_open(&'static self, now: Instant) -> Result<Pass, RetryAfter> {
-        let word = self.with(now, Machine::admit)?;
-        Ok(Pass { circuit: self, word })
+    fn admit_half_open(&self, now: Instant) -> Result<Word, Wait> {
+        Ok(self.with(now, Machine::admit)?)
+    }
+
+    /// Counts a success, if nothing depends on the time. Nobody is told or woken by that.
+    fn succeed(&self, word: Word) -> bool {
+        let mut inner = self.lock();
+        let counted = inner.machine.succeed(word);
+        self.word.store(inner.machine.word().0, Relaxed);
+        counted
     }
 
     /// Does something to the machine, publishes what came of it, and wakes whoever waits for that.
@@ -201,7 +208,7 @@ impl Circuit {
 impl Inner {
     fn new(machine: Machine) -> Self {
         let watched = watch::Sender::new(machine.changed);
-        Self { machine, birth: Instant::now(), waiting: Vec::new(), watched }
+        Self { machine, birth: clock::now(), waiting: Vec::new(), watched }
     }
 
     fn wait(&mut self, id: u64, waker: Waker) -> Option<Waker> {
@@ -220,14 +227,17 @@ impl Pass {
     #[inline]
     pub(crate) fn settle(self, outcome: Outcome, started: Started, now: impl FnOnce() -> Instant) {
         let word = Word(self.circuit.word.load(Relaxed));
-        let nothing_to_write = match outcome {
-            Outcome::Success => word == self.word && !word.counts_successes(),
+        let is_done = match outcome {
+            Outcome::Success => {
+                let nothing_to_write = word == self.word && !word.counts_successes();
+                nothing_to_write || word.is_timeless() && self.circuit.succeed(self.word)
+            }
             // Only a probe has something to give back, and only a call with a known start can have lasted too long.
             Outcome::Ignored => self.word.passes(),
             Outcome::Cancelled => self.word.passes() && !started.is_known(),
             Outcome::Failure(_) => false,
         };
-        if !nothing_to_write {
+        if !is_done {
             self.settle_behind_the_lock(outcome, started, now());
         }
     }
@@ -244,6 +254,10 @@ static POOL: std::sync::Mutex<Vec<(&'static Circuit, u64)>> = std::sync::Mutex::
 fn lock_pool() -> std::sync::MutexGuard<'static, Vec<(&'static Circuit, u64)>> {
     POOL.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(all(test, not(loom)))]
+#[path = "circuit/tests.rs"]
+mod tests;
 
 #[cfg(all(test, loom))]
 #[path = "circuit/models.rs"]

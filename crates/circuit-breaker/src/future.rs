@@ -4,11 +4,11 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bartizan_core::{BoxError, Class, Classify, Extent, RetryAfter};
+use bartizan_core::{BoxError, Class, Classify, Extent};
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
-use crate::{Answered, Permit, breaker::refusal};
+use crate::{Answered, Permit, breaker::refusal, wait::Wait};
 
 pin_project! {
     /// The response future of [`Break`](crate::Break).
@@ -18,7 +18,7 @@ pin_project! {
     {
         #[pin]
         state: Stage<S, Req, S::Future>,
-        permit: Option<Permit>,
+        permit: Permit,
         classify: C,
         extent: E,
     }
@@ -29,28 +29,22 @@ pin_project! {
     enum Stage<S, Req, F> {
         Calling { #[pin] inner: F },
         Readying { next: Option<(S, Req)> },
-        Refused { retry_after: RetryAfter },
+        Refused { wait: Wait },
     }
 }
 
 impl<S: Service<Req>, Req, C, E> ResponseFuture<S, Req, C, E> {
     #[inline]
-    pub(crate) const fn calling(inner: S::Future, permit: Option<Permit>, classify: C, extent: E) -> Self {
+    pub(crate) fn calling(inner: S::Future, permit: Permit, classify: C, extent: E) -> Self {
         Self { state: Stage::Calling { inner }, permit, classify, extent }
     }
 
-    pub(crate) const fn readying(
-        inner: S,
-        request: Req,
-        permit: Option<Permit>,
-        classify: C,
-        extent: E,
-    ) -> Self {
+    pub(crate) fn readying(inner: S, request: Req, permit: Permit, classify: C, extent: E) -> Self {
         Self { state: Stage::Readying { next: Some((inner, request)) }, permit, classify, extent }
     }
 
-    pub(crate) const fn refused(retry_after: RetryAfter, classify: C, extent: E) -> Self {
-        Self { state: Stage::Refused { retry_after }, permit: None, classify, extent }
+    pub(crate) fn refused(wait: Wait, classify: C, extent: E) -> Self {
+        Self { state: Stage::Refused { wait }, permit: Permit::from(None), classify, extent }
     }
 }
 
@@ -66,53 +60,29 @@ where
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        let state = this.state.as_mut();
-        let (result, class) = match this.permit {
-            Some(permit) => {
-                ready!(permit.armed(|| run(state, cx).map(|result| judged(result, this.classify))))
-            }
-            // No breaker watches this call, or refused it.
-            None => ready!(run(state, cx).map(|result| (result, Class::Ignore))),
-        };
-        // What has succeeded so far is not over before its extent is. What is over is settled where it stands: to move it
-        // just after it was written would cost more than all the rest.
-        if (E::ENDS_WITH_RESPONSE || result.is_err() || class != Class::Success)
-            && let Some(permit) = this.permit
-        {
-            permit.finish(class);
-        }
-        let permit = if E::ENDS_WITH_RESPONSE { None } else { this.permit.take() };
-        let answered = permit.map(|permit| Answered::new(permit, this.classify.clone()));
-        Poll::Ready(result.map(|response| this.extent.hold(response, answered)))
-    }
-}
-
-#[inline]
-fn run<S, Req>(
-    mut state: Pin<&mut Stage<S, Req, S::Future>>,
-    cx: &mut Context<'_>,
-) -> Poll<Result<S::Response, BoxError>>
-where
-    S: Service<Req>,
-    S::Error: Into<BoxError>,
-{
-    loop {
-        let calling = match state.as_mut().project() {
-            StageProjection::Calling { inner } => return inner.poll(cx).map_err(Into::into),
-            StageProjection::Readying { next } => {
-                let (inner, _) = next.as_mut().expect("polled after completion");
-                let ready = ready!(inner.poll_ready(cx));
-                let (mut inner, request) = next.take().expect("it was there just now");
-                if let Err(error) = ready {
-                    return Poll::Ready(Err(error.into()));
+        loop {
+            let next = match this.state.as_mut().project() {
+                StageProjection::Calling { inner } => {
+                    // What is over is settled where it stands: to move it just after it was written would cost more than
+                    // all the rest.
+                    let (result, class) = ready!(this.permit.armed(|watched| {
+                        inner
+                            .poll(cx)
+                            .map(|result| judged(result.map_err(Into::into), this.classify, watched))
+                    }));
+                    // What has succeeded so far is not over before its extent is.
+                    let goes_on = !E::ENDS_WITH_RESPONSE && result.is_ok() && class == Class::Success;
+                    let goes_on = if goes_on { this.permit.take() } else { None };
+                    this.permit.finish(class);
+                    let answered = goes_on.map(|permit| Answered::new(permit, this.classify.clone()));
+                    return Poll::Ready(result.map(|response| this.extent.hold(response, answered)));
                 }
-                inner.call(request)
-            }
-            StageProjection::Refused { retry_after } => {
-                return Poll::Ready(Err(refusal(*retry_after).into()));
-            }
-        };
-        state.set(Stage::Calling { inner: calling });
+                StageProjection::Readying { next } => next,
+                StageProjection::Refused { wait } => return Poll::Ready(Err(refused(*wait))),
+            };
+            let inner = ready!(ready_and_call(next, this.permit, this.classify, cx))?;
+            this.state.set(Stage::Calling { inner });
+        }
     }
 }
 
@@ -120,12 +90,50 @@ where
 fn judged<Res>(
     result: Result<Res, BoxError>,
     classify: &impl Classify<Res>,
+    watched: bool,
 ) -> (Result<Res, BoxError>, Class) {
     let class = match &result {
+        _ if !watched => Class::Ignore,
         Ok(response) => classify.classify(Ok(response)),
         Err(error) => classify.classify(Err(&**error)),
     };
     (result, class)
+}
+
+#[cold]
+fn refused(wait: Wait) -> BoxError {
+    refusal(wait).into()
+}
+
+/// A readiness that fails is a failure of the call.
+#[cold]
+fn ready_and_call<S, Req>(
+    next: &mut Option<(S, Req)>,
+    permit: &mut Permit,
+    classify: &impl Classify<S::Response>,
+    cx: &mut Context<'_>,
+) -> Poll<Result<S::Future, BoxError>>
+where
+    S: Service<Req>,
+    S::Error: Into<BoxError>,
+{
+    let (result, class) = ready!(permit.armed(|watched| {
+        let (inner, _) = next.as_mut().expect("polled after completion");
+        let ready = ready!(inner.poll_ready(cx));
+        let (mut inner, request) = next.take().expect("it was there just now");
+        Poll::Ready(match ready {
+            Ok(()) => (Ok(inner.call(request)), None),
+            Err(error) => {
+                let error = error.into();
+                let class = watched.then(|| classify.classify(Err(&*error)));
+                (Err(error), class)
+            }
+        })
+    }));
+    if let Some(class) = class {
+        permit.finish(class);
+    }
+    Poll::Ready(result)
 }
 
 impl<S: Service<Req>, Req, C, E> fmt::Debug for ResponseFuture<S, Req, C, E> {

@@ -12,12 +12,11 @@ use std::{
     },
 };
 
-use bartizan_core::{Errors, RetryAfter, UntilResponse, errors};
-use tokio::time::Instant;
+use bartizan_core::{Errors, UntilResponse, errors};
 
 use crate::{
-    By, ByRef, CircuitBreaker, CircuitBreakerLayer, InvalidSettings, Settings, State, machine::Tallied,
-    permit::Admitted,
+    By, ByRef, CircuitBreaker, CircuitBreakerLayer, InvalidSettings, Settings, State, clock,
+    machine::Tallied, permit::Admitted, wait::Wait,
 };
 
 /// A breaker for each key: each host, each model, each endpoint.
@@ -185,7 +184,7 @@ impl<K: Hash + Eq> CircuitBreakers<K> {
         breakers.map(|(key, breaker)| (key, breaker.state())).collect()
     }
 
-    pub(crate) fn admit<Q>(&self, key: &Q) -> Result<Option<Admitted>, RetryAfter>
+    pub(crate) fn admit<Q>(&self, key: &Q) -> Result<Option<Admitted>, Wait>
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
@@ -240,7 +239,7 @@ impl<K: Hash + Eq> CircuitBreakers<K> {
         if shared.came.fetch_update(Relaxed, Relaxed, due).is_err() {
             return;
         }
-        let now = Instant::now();
+        let now = clock::now();
         for shard in &shared.shards {
             let mut dropped = Vec::new();
             lock(&shard.0).retain(|_, breaker| {

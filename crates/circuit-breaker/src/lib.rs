@@ -4,6 +4,7 @@
 
 mod breaker;
 mod circuit;
+mod clock;
 mod future;
 mod keyed;
 mod layer;
@@ -15,6 +16,7 @@ mod service;
 mod settings;
 mod started;
 mod state;
+mod wait;
 mod window;
 
 pub use breaker::{CircuitBreaker, Stats};

@@ -56,6 +56,8 @@ pub(crate) struct Machine {
     /// Failures in a row.
     run: u32,
     windows: Box<[Tally]>,
+    /// No window is of time or of what calls take.
+    timeless: bool,
     /// The largest time seen.
     latest: u64,
     seed: u64,
@@ -74,7 +76,8 @@ pub(crate) struct Tallied {
 impl Machine {
     /// A closed breaker whose first generation has this number.
     pub(crate) fn new(settings: Arc<Settings>, first: u64, seed: u64) -> Self {
-        let windows = settings.windows.iter().map(Tally::new).collect();
+        let windows: Box<[_]> = settings.windows.iter().map(Tally::new).collect();
+        let timeless = windows.iter().all(Tally::is_timeless);
         Self {
             settings,
             state: State::Closed,
@@ -88,6 +91,7 @@ impl Machine {
             successes: 0,
             run: 0,
             windows,
+            timeless,
             latest: 0,
             seed,
             tallied: Tallied::default(),
@@ -105,7 +109,8 @@ impl Machine {
             State::HalfOpen => true,
             State::Open | State::ForcedOpen | State::Disabled => false,
         };
-        Word::new(self.state, self.generation, counts_successes, self.probes, self.successes)
+        let word = Word::new(self.state, self.generation, counts_successes, self.probes, self.successes);
+        if self.state == State::Closed && self.timeless { word.timeless() } else { word }
     }
 
     /// Lets a call pass, or says when to come back.
@@ -147,6 +152,18 @@ impl Machine {
             State::HalfOpen => self.judge(outcome, took, now),
             State::Open | State::ForcedOpen | State::Disabled => {}
         }
+    }
+
+    /// Counts a success of a call that passed with `word`, if it changes no state and nothing else depends on the time.
+    pub(crate) fn succeed(&mut self, word: Word) -> bool {
+        let changes_no_state = self.state == State::Closed
+            && self.timeless
+            && word.age(self.generation) == 0
+            && !self.windows.iter().any(Tally::success_may_trip);
+        if changes_no_state {
+            self.record(Outcome::Success, Duration::ZERO, self.latest);
+        }
+        changes_no_state
     }
 
     fn record(&mut self, outcome: Outcome, took: Duration, now: u64) {

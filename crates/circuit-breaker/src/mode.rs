@@ -5,9 +5,9 @@ use std::{
     task::{Context, Poll},
 };
 
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Sleep, sleep_until};
 
-use crate::{CircuitBreaker, circuit::Circuit, machine::Look};
+use crate::{CircuitBreaker, circuit::Circuit, clock, machine::Look};
 
 /// What `poll_ready` does while the breaker is not closed: [`Refuse`] or [`Backpressure`].
 pub trait Mode {
@@ -70,7 +70,7 @@ impl Backpressure {
         let circuit = breaker.circuit;
         loop {
             let place = self.place.get_or_insert_with(|| Place::new(circuit));
-            let (look, at) = circuit.look_or_wait(Instant::now(), place.id, cx.waker());
+            let (look, at) = circuit.look_or_wait(clock::now(), place.id, cx.waker());
             if let Look { passes: true, .. } = look {
                 (self.place, self.sleep) = (None, None);
                 return Poll::Ready(true);

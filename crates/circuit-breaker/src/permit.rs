@@ -3,7 +3,7 @@ use std::{error::Error, fmt, marker::PhantomData, mem, sync::Arc, time::Duration
 use bartizan_core::{Class, Classify, Ending, Guard, RetryAfter};
 use tokio::time::Instant;
 
-use crate::{breaker::Owner, circuit::Pass, machine::Outcome, started::Started};
+use crate::{breaker::Owner, circuit::Pass, clock, machine::Outcome, started::Started};
 
 /// A call that a breaker let pass, by hand: [`CircuitBreaker::try_acquire`](crate::CircuitBreaker::try_acquire) gives it.
 ///
@@ -11,11 +11,8 @@ use crate::{breaker::Owner, circuit::Pass, machine::Outcome, started::Started};
 /// one.
 #[must_use = "dropped at once it says that the call was cancelled"]
 pub struct Permit {
-    pass: Option<Pass>,
-    /// Known only if something depends on it.
-    started: Started,
-    /// A breaker of many keeps its key while a call is under way.
-    _owner: Option<Arc<Owner>>,
+    /// Nothing any more once it is settled, and nothing ever for a call that no breaker watches.
+    admitted: Option<Admitted>,
 }
 
 /// What a breaker lets a call pass with. Settled by hand, or by the [`Permit`] that is made of it.
@@ -23,7 +20,9 @@ pub struct Permit {
 #[derive(Debug)]
 pub struct Admitted {
     pub(crate) pass: Pass,
+    /// Known only if something depends on it.
     pub(crate) started: Started,
+    /// A breaker of many keeps its key while a call is under way.
     pub(crate) owner: Option<Arc<Owner>>,
 }
 
@@ -40,14 +39,21 @@ pub(crate) struct ArmedPass(Pass, Started);
 impl Drop for ArmedPass {
     #[cold]
     fn drop(&mut self) {
-        self.0.settle(Outcome::Failure(RetryAfter::Unknown), self.1, Instant::now);
+        self.0.settle(Outcome::Failure(RetryAfter::Unknown), self.1, clock::now);
     }
 }
 
 impl From<Admitted> for Permit {
     #[inline]
-    fn from(Admitted { pass, started, owner }: Admitted) -> Self {
-        Self { pass: Some(pass), started, _owner: owner }
+    fn from(admitted: Admitted) -> Self {
+        Self { admitted: Some(admitted) }
+    }
+}
+
+impl From<Option<Admitted>> for Permit {
+    #[inline]
+    fn from(admitted: Option<Admitted>) -> Self {
+        Self { admitted }
     }
 }
 
@@ -69,8 +75,10 @@ impl Permit {
 
     /// The call took this long, whatever the clock says: for one that was measured elsewhere.
     pub fn took(mut self, time: Duration) -> Self {
-        if self.started.is_known() {
-            self.started = Started::ago(Instant::now(), time);
+        if let Some(admitted) = &mut self.admitted
+            && admitted.started.is_known()
+        {
+            admitted.started = Started::ago(clock::now(), time);
         }
         self
     }
@@ -82,21 +90,35 @@ impl Permit {
 
     #[inline]
     pub(crate) fn finish(&mut self, class: Class) {
-        self.end(outcome(class), Instant::now);
+        self.end(outcome(class), clock::now);
     }
 
     #[inline]
     fn end(&mut self, outcome: Outcome, now: impl FnOnce() -> Instant) {
-        if let Some(pass) = self.pass.take() {
-            pass.settle(outcome, self.started, now);
+        if let Some(Admitted { pass, started, owner }) = self.admitted.take() {
+            pass.settle(outcome, started, now);
+            drop(owner);
         }
     }
 
-    /// Runs something of a stranger's. If that panics the call has failed.
+    #[cold]
+    fn cancel(&mut self) {
+        self.end(Outcome::Cancelled, clock::now);
+    }
+
+    /// What has to be settled, and nothing is left here.
     #[inline]
-    pub(crate) fn armed<T>(&mut self, run: impl FnOnce() -> T) -> T {
+    pub(crate) fn take(&mut self) -> Option<Self> {
+        let admitted = self.admitted.take()?;
+        Some(admitted.into())
+    }
+
+    /// Runs something of a stranger's, and tells it whether a breaker watches. If that panics the call has failed.
+    #[inline]
+    pub(crate) fn armed<T>(&mut self, run: impl FnOnce(bool) -> T) -> T {
+        let watched = self.admitted.is_some();
         let armed = Armed(self);
-        let result = run();
+        let result = run(watched);
         mem::forget(armed);
         result
     }
@@ -105,16 +127,20 @@ impl Permit {
 impl Drop for Permit {
     #[inline]
     fn drop(&mut self) {
-        self.end(Outcome::Cancelled, Instant::now);
+        if self.admitted.is_some() {
+            self.cancel();
+        }
     }
 }
 
 impl fmt::Debug for Permit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Permit").field("started", &self.started).finish_non_exhaustive()
+        let started = self.admitted.as_ref().map(|it| it.started);
+        f.debug_struct("Permit").field("started", &started).finish_non_exhaustive()
     }
 }
 
+#[inline]
 fn outcome(class: Class) -> Outcome {
     match class {
         Class::Success => Outcome::Success,
@@ -127,6 +153,7 @@ fn outcome(class: Class) -> Outcome {
 pub(crate) struct Armed<'a>(pub(crate) &'a mut Permit);
 
 impl Drop for Armed<'_> {
+    #[cold]
     fn drop(&mut self) {
         self.0.finish(Class::Failure(RetryAfter::Unknown));
     }
@@ -152,7 +179,7 @@ impl<C: Classify<Res>, Res> Guard for Answered<C, Res> {
         let class = match ending {
             Ending::Complete => Class::Success,
             Ending::Failed(error) => {
-                permit.armed(|| classify.classify(Err::<&Res, &(dyn Error + 'static)>(error)))
+                permit.armed(|_| classify.classify(Err::<&Res, &(dyn Error + 'static)>(error)))
             }
         };
         permit.finish(class);

@@ -1,14 +1,12 @@
 use std::{borrow::Borrow, fmt, hash::Hash, marker::PhantomData};
 
-use bartizan_core::RetryAfter;
-
-use crate::{CircuitBreaker, CircuitBreakers, permit::Admitted};
+use crate::{CircuitBreaker, CircuitBreakers, permit::Admitted, wait::Wait};
 
 /// Which breaker a call meets: [`One`] for all, [`By`] or [`ByRef`] a key.
 pub trait Select<Req> {
     /// A permit, or none for a call that no breaker watches.
     #[doc(hidden)]
-    fn admit(&self, request: &Req) -> Result<Option<Admitted>, RetryAfter>;
+    fn admit(&self, request: &Req) -> Result<Option<Admitted>, Wait>;
 
     /// The breaker of every call, if that is one.
     #[doc(hidden)]
@@ -21,7 +19,7 @@ pub struct One(pub(crate) CircuitBreaker);
 
 impl<Req> Select<Req> for One {
     #[inline(always)]
-    fn admit(&self, _: &Req) -> Result<Option<Admitted>, RetryAfter> {
+    fn admit(&self, _: &Req) -> Result<Option<Admitted>, Wait> {
         self.0.admit().map(Some)
     }
 
@@ -48,7 +46,7 @@ where
     F: Fn(&Req) -> Option<K>,
     K: Hash + Eq + Clone,
 {
-    fn admit(&self, request: &Req) -> Result<Option<Admitted>, RetryAfter> {
+    fn admit(&self, request: &Req) -> Result<Option<Admitted>, Wait> {
         match (self.key)(request) {
             Some(key) => self.breakers.admit(&key),
             None => Ok(None),
@@ -79,7 +77,7 @@ where
     K: Borrow<Q> + Hash + Eq,
     Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
 {
-    fn admit(&self, request: &Req) -> Result<Option<Admitted>, RetryAfter> {
+    fn admit(&self, request: &Req) -> Result<Option<Admitted>, Wait> {
         match (self.key)(request) {
             Some(key) => self.breakers.admit(key),
             None => Ok(None),

@@ -50,10 +50,18 @@ impl<S, B, C, E, M> Break<S, B, C, E, M> {
 
 impl<S: Clone, B, C, E, M> Break<S, B, C, E, M> {
     /// The instance that was asked goes, and with it what it holds for a call that is not made.
+    #[cold]
     fn give_back(&mut self) {
         if mem::replace(&mut self.asked, Asked::No) != Asked::No {
             self.inner = self.inner.clone();
         }
+    }
+
+    /// This instance, with the place it has.
+    #[cold]
+    fn take_inner(&mut self) -> S {
+        let clone = self.inner.clone();
+        mem::replace(&mut self.inner, clone)
     }
 }
 
@@ -91,10 +99,8 @@ where
             Poll::Ready(Err(error)) => {
                 self.asked = Asked::No;
                 let error = error.into();
-                if let Some(Ok(admitted)) = self.breaker.one().map(CircuitBreaker::admit) {
-                    let mut permit = Permit::from(admitted);
-                    let class = permit.armed(|| self.classify.classify(Err(&*error)));
-                    permit.finish(class);
+                if let Some(breaker) = self.breaker.one() {
+                    count_unready(breaker, &self.classify, &error);
                 }
                 Poll::Ready(Err(error))
             }
@@ -107,24 +113,33 @@ where
 
     #[inline]
     fn call(&mut self, request: Req) -> Self::Future {
+        let (classify, extent) = (self.classify.clone(), self.extent.clone());
         let admitted = match self.breaker.admit(&request) {
             Ok(admitted) => admitted,
-            Err(retry_after) => {
+            Err(wait) => {
                 self.give_back();
-                return ResponseFuture::refused(retry_after, self.classify.clone(), self.extent.clone());
+                return ResponseFuture::refused(wait, classify, extent);
             }
         };
-        let (classify, extent) = (self.classify.clone(), self.extent.clone());
         if mem::replace(&mut self.asked, Asked::No) == Asked::Ready {
             let armed = admitted.as_ref().map(Admitted::arm);
             let inner = self.inner.call(request);
             mem::forget(armed);
-            return ResponseFuture::calling(inner, admitted.map(Permit::from), classify, extent);
+            return ResponseFuture::calling(inner, admitted.into(), classify, extent);
         }
         // It became closed or half-open since: the call waits for the inner service itself, with the place it has.
-        let clone = self.inner.clone();
-        let inner = mem::replace(&mut self.inner, clone);
-        ResponseFuture::readying(inner, request, admitted.map(Permit::from), classify, extent)
+        let permit = Permit::from(admitted);
+        ResponseFuture::readying(self.take_inner(), request, permit, classify, extent)
+    }
+}
+
+/// A readiness that fails is a failure.
+#[cold]
+fn count_unready<Res>(breaker: &CircuitBreaker, classify: &impl Classify<Res>, error: &BoxError) {
+    if let Ok(admitted) = breaker.admit() {
+        let mut permit = Permit::from(admitted);
+        let class = permit.armed(|_| classify.classify(Err(&**error)));
+        permit.finish(class);
     }
 }
 

@@ -4,6 +4,8 @@ use std::{sync::OnceLock, time::Duration};
 
 use tokio::time::Instant;
 
+use crate::clock;
+
 /// When a call began, if that is known: nanoseconds before or after some instant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Started(i64);
@@ -15,7 +17,7 @@ impl Started {
     pub(crate) fn at(instant: Instant) -> Self {
         // Tests have clocks of their own, which may stand before the first one's.
         static SOME: OnceLock<Instant> = OnceLock::new();
-        let some = *SOME.get_or_init(Instant::now);
+        let some = *SOME.get_or_init(clock::now);
         let nanos = |time: Duration| i64::try_from(time.as_nanos()).unwrap_or(i64::MAX);
         match instant.checked_duration_since(some) {
             Some(after) => Self(nanos(after)),

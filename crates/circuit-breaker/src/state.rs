@@ -36,17 +36,19 @@ impl fmt::Display for State {
 
 /// State, generation, probes and successes in one number, as it is published.
 ///
-/// From the lowest bit: three for the state, one that says whether a success has something to write, twelve each for
-/// the probes outstanding and the successes so far, and the generation's lower 36.
+/// From the lowest bit: three for the state, one that says whether a success has something to write, one that says whether
+/// what it writes is the same at any time, twelve each for the probes outstanding and the successes so far, and the
+/// generation's lower 35.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Word(pub(crate) u64);
 
 const STATE_BITS: u32 = 3;
 const COUNT_BITS: u32 = 12;
-const PROBES_AT: u32 = STATE_BITS + 1;
+const PROBES_AT: u32 = STATE_BITS + 2;
 const SUCCESSES_AT: u32 = PROBES_AT + COUNT_BITS;
 const GENERATION_AT: u32 = SUCCESSES_AT + COUNT_BITS;
 const COUNTED: u64 = 1 << STATE_BITS;
+const TIMELESS: u64 = COUNTED << 1;
 
 /// The most probes and successes that can be counted.
 pub(crate) const MOST: u32 = (1 << COUNT_BITS) - 1;
@@ -78,6 +80,16 @@ impl Word {
         self.0 & COUNTED != 0
     }
 
+    /// The same with the word that what a success changes, if anything, is the same at any time.
+    pub(crate) fn timeless(self) -> Self {
+        Self(self.0 | TIMELESS)
+    }
+
+    #[inline]
+    pub(crate) fn is_timeless(self) -> bool {
+        self.0 & TIMELESS != 0
+    }
+
     pub(crate) fn probes(self) -> u32 {
         (self.0 >> PROBES_AT) as u32 & MOST
     }
@@ -101,13 +113,16 @@ mod tests {
     fn a_word_tells_what_it_was_made_of() {
         for state in State::ALL {
             for (generation, probes, successes) in
-                [(0, 0, 0), (7, 1, 2), (u64::MAX, MOST, MOST), (1 << 35, MOST, 0)]
+                [(0, 0, 0), (7, 1, 2), (u64::MAX, MOST, MOST), (1 << 34, MOST, 0)]
             {
                 for counted in [false, true] {
                     let word = Word::new(state, generation, counted, probes, successes);
-                    assert_eq!((word.state(), word.counts_successes()), (state, counted));
-                    assert_eq!((word.probes(), word.successes()), (probes, successes));
-                    assert_eq!((word.age(generation), word.age(generation.wrapping_add(3))), (0, 3));
+                    for (word, timeless) in [(word, false), (word.timeless(), true)] {
+                        assert_eq!((word.state(), word.counts_successes()), (state, counted));
+                        assert_eq!(word.is_timeless(), timeless);
+                        assert_eq!((word.probes(), word.successes()), (probes, successes));
+                        assert_eq!((word.age(generation), word.age(generation.wrapping_add(3))), (0, 3));
+                    }
                 }
             }
         }

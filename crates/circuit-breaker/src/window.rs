@@ -61,6 +61,17 @@ impl Tally {
         Self { window: window.clone(), outcomes, counts: Counts::default() }
     }
 
+    /// Whether an outcome is the same whenever it comes and whatever it took.
+    pub(crate) fn is_timeless(&self) -> bool {
+        matches!(self.outcomes, Outcomes::Calls { .. }) && self.window.slow.is_none()
+    }
+
+    /// Whether one more success, of a call that is not slow, could be too much: it completes what a share needs at least.
+    pub(crate) fn success_may_trip(&self) -> bool {
+        // A share that is too small becomes no larger by it.
+        self.window.failures.is_some_and(|percent| at_least(self.counts.failures, percent, self.counts.calls))
+    }
+
     /// Counts one more outcome.
     pub(crate) fn push(&mut self, failed: bool, took: Duration, now: u64) {
         let slow = self.window.slow.is_some_and(|slow| took > slow.over);
@@ -87,10 +98,9 @@ impl Tally {
     /// Whether that is too much.
     pub(crate) fn trips(&self) -> bool {
         let Counts { calls, failures, slow } = self.counts;
-        let at_least = |part: u64, percent: u8| part * 100 >= u64::from(percent) * calls;
         calls >= u64::from(self.window.least())
-            && (self.window.failures.is_some_and(|percent| at_least(failures, percent))
-                || self.window.slow.is_some_and(|limit| at_least(slow, limit.percent)))
+            && (self.window.failures.is_some_and(|percent| at_least(failures, percent, calls))
+                || self.window.slow.is_some_and(|limit| at_least(slow, limit.percent, calls)))
     }
 
     pub(crate) fn clear(&mut self) {
@@ -111,6 +121,10 @@ impl Tally {
         }
         *last = current.max(*last);
     }
+}
+
+fn at_least(part: u64, percent: u8, of: u64) -> bool {
+    part * 100 >= u64::from(percent) * of
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "it is below the number of buckets")]

@@ -7,6 +7,8 @@
 
 #![allow(clippy::disallowed_methods, reason = "measures real time")]
 
+mod circuit_breaker;
+mod inner;
 mod measure;
 mod rate_limit;
 mod report;
@@ -23,7 +25,8 @@ static ALLOCATOR: Counting = Counting;
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The layers by the names that `--only` takes.
-const LAYERS: &[(&str, Compare)] = &[("rate-limit", rate_limit::compare)];
+const LAYERS: &[(&str, Compare)] =
+    &[("rate-limit", rate_limit::compare), ("circuit-breaker", circuit_breaker::compare)];
 
 type Compare = fn(Plan) -> Vec<Table>;
 
@@ -32,7 +35,7 @@ cargo bench -p bartizan-tests --bench layers [-- OPTIONS]
 
   --quick        one short round: does everything work? (the figures are not to be believed)
   --rounds N     rounds, each of every contender in rotated order, default 40
-  --only A,B     of rate-limit";
+  --only A,B     of rate-limit, circuit-breaker";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();

@@ -3,7 +3,7 @@
 use std::{
     convert::Infallible,
     fmt,
-    future::{Ready, ready},
+    future::Ready,
     num::NonZeroU32,
     pin::Pin,
     sync::{
@@ -29,12 +29,10 @@ use tower::{Layer, Service, limit::RateLimitLayer as TowersLayer};
 use tower_resilience_ratelimiter::RateLimiterLayer as ResilienceLayer;
 
 use crate::{
-    measure::{Contender, Plan, drive, drive_refused},
+    inner::{Call, Inner, calls_of, refusals_of},
+    measure::{Contender, Plan, drive},
     report::Table,
 };
-
-/// What a call of a benchmark asks for. Its number is its key.
-type Call = u64;
 
 pub(crate) fn compare(plan: Plan) -> Vec<Table> {
     let mut tables = vec![admitted(plan), refused(plan)];
@@ -156,14 +154,6 @@ fn plenty_of_governor() -> governor::Quota {
     governor::Quota::per_second(plenty)
 }
 
-fn calls_of<S: Service<Call>>(mut service: S) -> impl FnMut(u64) {
-    move |calls| drive(&mut service, 0..calls)
-}
-
-fn refusals_of<S: Service<Call>>(mut service: S) -> impl FnMut(u64) {
-    move |calls| drive_refused(&mut service, (0..calls).map(|_| 0))
-}
-
 /// Calls with keys that were drawn before. Each thread begins somewhere else.
 fn draws_of<S: Service<Call>>(mut service: S, draws: &[u32], thread: u64) -> impl FnMut(u64) {
     let mut draws = draws.iter().map(|&key| Call::from(key)).cycle();
@@ -192,26 +182,6 @@ fn random() -> impl Iterator<Item = f64> {
         state ^= state << 17;
         (state >> 11) as f64 / (1_u64 << 53) as f64
     })
-}
-
-/// The service below every limiter.
-#[derive(Clone, Copy, Debug)]
-struct Inner;
-
-impl Service<Call> for Inner {
-    type Response = Call;
-    type Error = Infallible;
-    type Future = Ready<Result<Call, Infallible>>;
-
-    #[inline]
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    #[inline]
-    fn call(&mut self, call: Call) -> Self::Future {
-        ready(Ok(call))
-    }
 }
 
 /// A limiter in a layer that one writes in an hour: refuses or passes on, with a future that has a name.

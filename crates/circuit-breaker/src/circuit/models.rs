@@ -11,7 +11,7 @@ use crate::{
     permit::{Admitted, Armed},
     state::State,
 };
-use bartizan_core::Class;
+use bartizan_core::{Class, RetryAfter};
 
 const SECOND: Duration = Duration::from_secs(1);
 const FAILED: Outcome = Outcome::Failure(RetryAfter::Unknown);
