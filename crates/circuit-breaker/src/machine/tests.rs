@@ -381,7 +381,8 @@ proptest! {
                     if !is_done {
                         machine.settle(word, outcome, took, now);
                     }
-                    model.settle(generation, outcome, took, now);
+                    // A success for which no clock is read tells no time.
+                    model.settle(generation, outcome, took, if is_done { model.now } else { now });
                 }
                 Op::End(..) => {}
                 Op::ForceOpen => {
