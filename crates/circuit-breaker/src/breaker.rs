@@ -94,14 +94,13 @@ impl CircuitBreaker {
         self.admit().map(Permit::from).map_err(refusal)
     }
 
-    /// [`try_acquire`](Self::try_acquire) at a given time. One before others that the breaker has seen reads as the latest
-    /// of those.
+    /// [`try_acquire`](Self::try_acquire) at a given time. One that has passed reads as now.
     ///
     /// # Errors
     ///
     /// A refusal that says how long the breaker is still open.
     pub fn try_acquire_at(&self, now: Instant) -> Result<Permit, Rejected> {
-        admit(self.circuit, self.timed, None, || now).map(Permit::from).map_err(refusal)
+        admit(self.circuit, self.timed, None, || now.max(clock::now())).map(Permit::from).map_err(refusal)
     }
 
     #[inline(always)]

@@ -142,7 +142,8 @@ impl<K: Hash + Eq> CircuitBreakers<K> {
         CircuitBreakerLayer::new(ByRef::new(self.clone(), key), errors())
     }
 
-    /// The breaker of a key, which is remembered as long as it is held. `None` if there is no room for one more key.
+    /// The breaker of a key, which is remembered as long as it is held: hold it until its calls are over. `None` if there
+    /// is no room for one more key.
     pub fn get<Q>(&self, key: &Q) -> Option<CircuitBreaker>
     where
         K: Borrow<Q>,
@@ -218,11 +219,12 @@ impl<K: Hash + Eq> CircuitBreakers<K> {
             return Some(look(breaker));
         }
         let one_more = |keys| (keys < max_keys).then_some(keys + 1);
+        let owned = key.to_owned();
         shared.came.fetch_add(1, Relaxed);
         shared.keys.fetch_update(AcqRel, Acquire, one_more).ok()?;
         let breaker = CircuitBreaker::checked(shared.settings.clone());
         let seen = look(&breaker);
-        shard.insert(key.to_owned(), breaker);
+        shard.insert(owned, breaker);
         Some(seen)
     }
 

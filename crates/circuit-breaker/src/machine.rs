@@ -45,7 +45,7 @@ pub(crate) struct Machine {
     first: u64,
     /// The last change, and how it is told.
     pub(crate) changed: Transition,
-    /// Open: when that is over. Half-open: when it is open again, whatever the probes do.
+    /// Open: when that is over. Half-open: when it is open again if there are still probes out.
     until: u64,
     /// How often it has opened again without having been closed.
     reopened: i32,
@@ -122,6 +122,10 @@ impl Machine {
         match self.state {
             State::Closed | State::Disabled => return Ok(self.word()),
             State::HalfOpen if self.has_room() => {
+                if self.probes == 0 {
+                    // However long nobody came, a probe has its time.
+                    self.until = now.saturating_add(self.settings.probe_timeout.map_or(u64::MAX, nanos));
+                }
                 self.probes += 1;
                 return Ok(self.word());
             }
@@ -133,6 +137,11 @@ impl Machine {
 
     /// Counts what became of a call that passed with `word` and took so long.
     pub(crate) fn settle(&mut self, word: Word, outcome: Outcome, took: Duration, now: u64) {
+        let age = word.age(self.generation);
+        if age > self.generation - self.first {
+            // A breaker's that is gone: not even its time is ours.
+            return;
+        }
         let now = self.advance(now);
         let outcome = match outcome {
             Outcome::Cancelled if self.settings.cancelled_after.is_some_and(|after| took >= after) => {
@@ -140,11 +149,10 @@ impl Machine {
             }
             outcome => outcome,
         };
-        let age = word.age(self.generation);
-        if age > 0 {
+        // Time alone may just have begun a generation.
+        if word.age(self.generation) > 0 {
             let tells = matches!(outcome, Outcome::Success | Outcome::Failure(_));
-            let ours = age <= self.generation - self.first;
-            self.tallied.late += u64::from(tells && ours);
+            self.tallied.late += u64::from(tells);
             return;
         }
         match self.state {
@@ -258,12 +266,11 @@ impl Machine {
                 self.tallied.opens += 1;
                 at.saturating_add(self.period()).max(self.not_before)
             }
-            State::HalfOpen => at.saturating_add(self.settings.probe_timeout.map_or(u64::MAX, nanos)),
             State::Closed => {
                 (self.reopened, self.not_before) = (0, 0);
                 u64::MAX
             }
-            State::ForcedOpen | State::Disabled => u64::MAX,
+            State::HalfOpen | State::ForcedOpen | State::Disabled => u64::MAX,
         };
         if state != self.state {
             self.changed = Transition { from: self.state, to: state, generation: self.generation };
@@ -292,10 +299,10 @@ impl Machine {
         period
     }
 
-    /// Takes note of the time, and of what it brought about: half-open for too long is open again.
+    /// Takes note of the time, and of what it brought about: with probes out for too long it is open again.
     fn advance(&mut self, now: u64) -> u64 {
         self.latest = self.latest.max(now);
-        if self.state == State::HalfOpen && self.latest >= self.until {
+        if self.state == State::HalfOpen && self.probes > 0 && self.latest >= self.until {
             self.reopen(self.until);
         }
         self.latest
@@ -346,6 +353,7 @@ impl Machine {
         let now = self.advance(now);
         self.state == State::Closed
             && self.run == 0
+            && self.not_before <= now
             && self.windows.iter_mut().all(|window| window.counts(now).calls == 0)
     }
 }

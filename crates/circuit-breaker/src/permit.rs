@@ -83,9 +83,9 @@ impl Permit {
         self
     }
 
-    /// [`settle`](Self::settle) at a given time. One before others that the breaker has seen reads as the latest of those.
+    /// [`settle`](Self::settle) at a given time. One that has passed reads as now.
     pub fn settle_at(mut self, class: Class, now: Instant) {
-        self.end(outcome(class), || now);
+        self.end(outcome(class), || now.max(clock::now()));
     }
 
     #[inline]

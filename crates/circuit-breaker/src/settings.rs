@@ -128,7 +128,8 @@ impl Settings {
         self
     }
 
-    /// How long it may be half-open. After that, whatever the probes are doing, it is open again. 60 seconds by default.
+    /// How long there may be probes under way. After that it is open again. It counts from the first of those that are out
+    /// at once, so however seldom calls come, each has its time. 60 seconds by default.
     ///
     /// `None` waits for ever, for a probe that never ends too.
     #[must_use]

@@ -395,3 +395,76 @@ async fn an_ignored_probe_decides_nothing() {
         assert_eq!((breaker.state(), breaker.stats().probes), (State::HalfOpen, 0));
     }
 }
+
+/// However seldom calls come, good probes close it, and one that hangs does not keep it half-open.
+#[tokio::test(start_paused = true)]
+async fn probes_that_come_seldom_close_it() {
+    let settings = Settings::consecutive(1).open_for(5 * SECOND).successes(3).probe_timeout(60 * SECOND);
+    let breaker = CircuitBreaker::new(settings);
+    breaker.try_acquire().unwrap().failure();
+    for _ in 0..3 {
+        advance(45 * SECOND).await;
+        breaker.try_acquire().unwrap().success();
+    }
+    assert_eq!(breaker.state(), State::Closed);
+
+    breaker.try_acquire().unwrap().failure();
+    advance(50 * SECOND).await;
+    breaker.try_acquire().unwrap().success();
+    advance(50 * SECOND).await;
+    let hangs = breaker.try_acquire().unwrap();
+    advance(59 * SECOND).await;
+    assert_eq!(breaker.state(), State::HalfOpen);
+    advance(SECOND).await;
+    assert_eq!(breaker.state(), State::Open);
+    hangs.success();
+    assert_eq!((breaker.state(), breaker.stats().late), (State::Open, 1));
+}
+
+/// Clocks of tests stand still at times of their own; a circuit serves one breaker after another.
+#[test]
+fn a_straggler_of_a_breaker_that_is_gone_does_not_tell_the_next_one_the_time() {
+    let runtime =
+        || tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let (one, other) = (runtime(), runtime());
+    let straggler = one.block_on(async {
+        let permit = CircuitBreaker::new(Settings::consecutive(1)).try_acquire().unwrap();
+        advance(3_600 * SECOND).await;
+        permit
+    });
+    let breakers: Vec<_> = other.block_on(async {
+        let breaker = || CircuitBreaker::new(Settings::consecutive(1).open_for(5 * SECOND));
+        // One of these has its circuit, whoever else makes breakers meanwhile.
+        (0..32).map(|_| breaker()).inspect(|breaker| breaker.try_acquire().unwrap().failure()).collect()
+    });
+    one.block_on(async { straggler.failure() });
+    other.block_on(async {
+        assert!(breakers.iter().all(|breaker| breaker.state() == State::Open));
+        assert!(breakers.iter().all(|breaker| breaker.stats().late == 0));
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_breaker_whose_upstream_said_when_to_come_back_is_not_like_new() {
+    let hosts: CircuitBreakers<u8> = CircuitBreakers::new(Settings::consecutive(2)).max_keys(1);
+    let told = || Class::Failure(RetryAfter::After(1_800 * SECOND));
+    let host = hosts.get(&1).unwrap();
+    host.try_acquire().unwrap().settle(told());
+    host.try_acquire().unwrap().success();
+    drop(host);
+    assert!(hosts.get(&2).is_none(), "there is something to remember");
+    advance(1_800 * SECOND).await;
+    assert!(hosts.get(&2).is_some());
+}
+
+/// A time that has passed reads as now, whether the breaker has looked at a clock since or not.
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_goes_back_is_read_as_the_largest_time() {
+    let breaker = CircuitBreaker::new(Settings::consecutive(1).open_for(5 * SECOND));
+    let before = Instant::now();
+    advance(10 * SECOND).await;
+    call(&breaker, Do::Succeed).await.unwrap();
+    breaker.try_acquire_at(before).unwrap().settle_at(Class::Failure(RetryAfter::Unknown), before);
+    let refusal = breaker.try_acquire_at(before).unwrap_err();
+    assert_eq!(refusal.retry_after(), RetryAfter::After(5 * SECOND));
+}

@@ -166,7 +166,7 @@ struct Model {
     state: State,
     generation: u64,
     now: u64,
-    /// Open: until when. Half-open: since when.
+    /// Open: until when. Half-open: since when there are probes.
     mark: u64,
     reopened: i32,
     not_before: u64,
@@ -229,6 +229,7 @@ impl Model {
     fn at(&mut self, now: u64) {
         self.now = self.now.max(now);
         if let (State::HalfOpen, Some(timeout)) = (self.state, self.settings.probe_timeout)
+            && self.probes > 0
             && self.now >= self.mark + nanos(timeout)
         {
             self.open(self.mark + nanos(timeout), true);
@@ -266,6 +267,9 @@ impl Model {
         match self.state {
             State::Closed | State::Disabled => Ok(self.generation),
             State::HalfOpen if room => {
+                if self.probes == 0 {
+                    self.mark = self.now;
+                }
                 self.probes += 1;
                 Ok(self.generation)
             }
