@@ -15,6 +15,9 @@ use crate::{
     table::{Hashed, Table},
 };
 
+#[cfg(all(test, loom))]
+mod models;
+
 /// One call for many. It ends with the last of its seats and tickets.
 pub(crate) struct Flight<K, T> {
     relay: Relay<Execution<T>, Flown<T>>,

@@ -81,29 +81,12 @@ impl<W, R: Results> Relay<W, R> {
         mut step: impl FnMut(&mut W, &mut Context<'_>) -> Poll<R::Item>,
     ) -> Poll<T> {
         loop {
-            let mut state = lock(&self.state);
-            if let Some(found) = take(&mut state.results) {
-                drop(state);
-                self.rest(place);
-                return Poll::Ready(found);
-            }
-            let mut waiting = self.bell.waiting();
-            let displaced = waiting.register(place, cx.waker());
-            let work = match &state.work {
-                Work::Home(_) if waiting.rung => {
-                    waiting.rung = false;
-                    waiting.out = true;
-                    mem::replace(&mut state.work, Work::Out)
-                }
-                _ => Work::Out,
+            let mut outing = match self.turn(place, cx, &mut take) {
+                Turn::Found(found) => return Poll::Ready(found),
+                Turn::Waits => return Poll::Pending,
+                Turn::Drives(outing) => outing,
             };
-            drop((waiting, state));
-            // It may be the last trace of a task, and what goes with that is not ours to know.
-            drop(displaced);
-            let Work::Home(work) = work else { return Poll::Pending };
-
-            let mut outing = Outing { relay: self, work: Some(work) };
-            let work = outing.work.as_mut().expect("it was put there just now");
+            let work = outing.work.as_mut().expect("it comes with the work");
             match step(work, &mut Context::from_waker(&self.waker)) {
                 Poll::Pending => {
                     outing.back();
@@ -111,6 +94,38 @@ impl<W, R: Results> Relay<W, R> {
                 }
                 Poll::Ready(item) => outing.result(item, place),
             }
+        }
+    }
+
+    /// Looks for a result, and takes the work out if there is none and it has something to do.
+    fn turn<T>(
+        &self,
+        place: &mut Place,
+        cx: &Context<'_>,
+        take: impl FnOnce(&mut R) -> Option<T>,
+    ) -> Turn<'_, T, W, R> {
+        let mut state = lock(&self.state);
+        if let Some(found) = take(&mut state.results) {
+            drop(state);
+            self.rest(place);
+            return Turn::Found(found);
+        }
+        let mut waiting = self.bell.waiting();
+        let displaced = waiting.register(place, cx.waker());
+        let work = match &state.work {
+            Work::Home(_) if waiting.rung => {
+                waiting.rung = false;
+                waiting.out = true;
+                mem::replace(&mut state.work, Work::Out)
+            }
+            _ => Work::Out,
+        };
+        drop((waiting, state));
+        // It may be the last trace of a task, and what goes with that is not ours to know.
+        drop(displaced);
+        match work {
+            Work::Home(work) => Turn::Drives(Outing { relay: self, work: Some(work) }),
+            Work::Out | Work::Over => Turn::Waits,
         }
     }
 
@@ -138,6 +153,14 @@ impl<W, R: Results> Relay<W, R> {
             drop(waker);
         }
     }
+}
+
+/// What a poll begins with.
+enum Turn<'a, T, W, R: Results> {
+    Found(T),
+    /// Its waker is where the work's wakes are.
+    Waits,
+    Drives(Outing<'a, W, R>),
 }
 
 /// Work on its way. However it ends, those who wait learn of it.
