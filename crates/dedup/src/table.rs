@@ -108,10 +108,9 @@ impl<K: Eq, T> Table<K, T> {
     pub(crate) fn new(replay: Replay<T>) -> Self {
         let parts = (replay.max_entries / ENTRIES_A_PART).clamp(1, MOST_PARTS);
         let parts = 1_usize << parts.ilog2();
-        let (options, least) = bounds(&replay, parts);
+        let (options, weight) = bounds(&replay, parts);
         let part = || {
-            let kept =
-                Cache::with_options(options.clone(), Weight { least }, BuildHasherDefault::default(), Evict);
+            let kept = Cache::with_options(options.clone(), weight, BuildHasherDefault::default(), Evict);
             Part(Mutex::new(Inside { flights: HashMap::default(), kept, counts: Counts::default() }))
         };
         let parts = iter::repeat_with(part).take(parts).collect();
@@ -307,19 +306,24 @@ impl<K: Eq, T> Inside<K, T> {
     }
 }
 
-/// How much a part holds, and what an answer counts at least, so that no more than there may be have room.
-fn bounds<T>(replay: &Replay<T>, parts: usize) -> (Options, u64) {
-    let capacity = (replay.max_bytes / parts as u64).max(1);
-    let entries = (replay.max_entries / parts).clamp(1, ENTRIES_A_PART);
+/// How much a part holds, and what an answer weighs.
+///
+/// Neither bound is passed if no answer weighs less than all bytes over all entries, and each byte as much as entries fit.
+fn bounds<T>(replay: &Replay<T>, parts: usize) -> (Options, Weight) {
+    let entries = (replay.max_entries / parts).max(1);
+    let byte = entries as u64;
+    let bytes = (replay.max_bytes / parts as u64).clamp(1, (1 << 62) / byte);
+    let capacity = bytes * byte;
     let options = OptionsBuilder::new()
-        .estimated_items_capacity(entries)
+        // The room that is made at once.
+        .estimated_items_capacity(entries.min(ENTRIES_A_PART))
         .weight_capacity(capacity)
         .hot_allocation(HOT)
         .build()
         .expect("both capacities are given");
     // What is heavier than the hot part is not let in at all.
-    let heaviest = (capacity as f64 * HOT) as u64;
-    (options, replay.max_bytes.div_ceil(replay.max_entries as u64).clamp(1, heaviest.max(1)))
+    let heaviest = ((capacity as f64 * HOT) as u64).max(1);
+    (options, Weight { byte, least: bytes.min(heaviest) })
 }
 
 /// The share of what is kept that is not the first to go: quick_cache's default.
@@ -344,13 +348,16 @@ impl<K, T> Clone for Entry<K, T> {
     }
 }
 
+#[derive(Clone, Copy)]
 struct Weight {
+    byte: u64,
     least: u64,
 }
 
 impl<K, T> Weighter<Hashed<K>, Entry<K, T>> for Weight {
     fn weight(&self, _: &Hashed<K>, entry: &Entry<K, T>) -> u64 {
-        entry.size.max(self.least)
+        // Half of what a sum can be: nothing of that size is let in.
+        entry.size.saturating_mul(self.byte).clamp(self.least, 1 << 63)
     }
 }
 
