@@ -2,7 +2,8 @@
 //!
 //! Each worker is a thread with its own current-thread runtime and its own service, so a request, its upstream
 //! connection and its response never leave one core: what costs in a proxy is the hand-over between threads, and here it
-//! happens once a connection. The acceptor gives a new connection to the worker that has the fewest.
+//! happens once a connection. The acceptor gives a new connection to the worker that has the fewest. Where services do
+//! share calls between workers, they may: no runtime ends before all workers have served.
 //!
 //! A client that disconnects drops the service's future or the response's body at once, provided that the service has
 //! read the request to its end: HTTP/1 has no other way to look past it.
@@ -30,7 +31,7 @@ use tokio::{
 };
 use tower_service::Service;
 
-use worker::{Phase, Worker};
+use worker::{Phase, Serving, Worker};
 
 mod patience;
 mod worker;
@@ -134,10 +135,13 @@ impl Server {
         let http = http(&options);
         // Every connection holds a permit, so no queue can hold more than these.
         let max_connections = options.max_connections.get().min(Semaphore::MAX_PERMITS);
-        let mut workers = (0..options.workers.get())
-            .map(|index| Worker::start(index, max_connections, http.clone(), phases.clone(), factory.clone()))
-            .collect::<io::Result<Vec<_>>>()?;
-        drop(phases);
+        let serving = Serving::new();
+        let start = |index| {
+            let (http, phases, serving) = (http.clone(), phases.clone(), serving.clone());
+            Worker::start(index, max_connections, http, phases, serving, factory.clone())
+        };
+        let mut workers = (0..options.workers.get()).map(start).collect::<io::Result<Vec<_>>>()?;
+        drop((phases, serving));
         for worker in &mut workers {
             worker.started().await?;
         }
@@ -213,9 +217,10 @@ fn least_loaded(workers: usize, next: usize, connections: impl Fn(usize) -> usiz
 /// Waits for the workers to end and says how many connections they cut. May be called again when it was dropped.
 async fn finish(workers: &mut [Worker]) -> usize {
     let mut cut = 0;
-    for worker in workers {
+    for worker in &mut *workers {
         cut += worker.ended().await;
     }
+    workers.iter_mut().for_each(Worker::join);
     cut
 }
 

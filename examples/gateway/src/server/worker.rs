@@ -44,12 +44,36 @@ pub(super) struct Worker {
     active: Arc<AtomicUsize>,
     started: oneshot::Receiver<io::Result<()>>,
     ended: End,
+    thread: Option<thread::JoinHandle<()>>,
 }
 
 enum End {
-    Running(oneshot::Receiver<usize>, Option<thread::JoinHandle<()>>),
+    Running(oneshot::Receiver<usize>),
     /// With so many connections cut.
     Ended(usize),
+}
+
+/// Who is serving. What one worker's connections wait for may have its sockets and timers on another's runtime, where a
+/// timer that is polled after that runtime has ended panics. So each goes on until none serves.
+#[derive(Clone)]
+pub(super) struct Serving {
+    serves: watch::Sender<()>,
+    nobody: watch::Receiver<()>,
+}
+
+impl Serving {
+    pub(super) fn new() -> Self {
+        let (serves, nobody) = watch::channel(());
+        Self { serves, nobody }
+    }
+
+    /// Serves no more, and waits until all others do not.
+    async fn leave(self) {
+        let Self { serves, mut nobody } = self;
+        drop(serves);
+        // An error says that all senders are gone. Nothing is ever sent.
+        while nobody.changed().await.is_ok() {}
+    }
 }
 
 /// An accepted connection on its way to its worker.
@@ -77,6 +101,7 @@ impl Worker {
         queue: usize,
         http: Http,
         phase: watch::Receiver<Phase>,
+        serving: Serving,
         factory: Arc<F>,
     ) -> io::Result<Self>
     where
@@ -95,16 +120,17 @@ impl Worker {
                 Ok(runtime) => runtime,
                 Err(error) => return drop(starting.send(Err(error))),
             };
-            let cut = runtime.block_on(async {
+            runtime.block_on(async {
                 let service = factory(index);
                 drop(factory);
                 // The receiver is gone when `run` was dropped while it waited for another worker.
                 let _ = starting.send(Ok(()));
-                serve(receiver, phase, &http, &service).await
+                let cut = serve(receiver, phase, &http, &service).await;
+                let _ = ending.send(cut);
+                serving.leave().await;
             });
             // Not `drop`, which would wait for a name lookup that is still going on.
             runtime.shutdown_background();
-            let _ = ending.send(cut);
         };
         let thread = thread::Builder::new().name(format!("gateway-{index}")).spawn(run)?;
         Ok(Self {
@@ -112,7 +138,8 @@ impl Worker {
             connections: Some(sender),
             active: Arc::default(),
             started,
-            ended: End::Running(ended, Some(thread)),
+            ended: End::Running(ended),
+            thread: Some(thread),
         })
     }
 
@@ -140,24 +167,27 @@ impl Worker {
         self.connections = None;
     }
 
-    /// Waits for the thread to end, and says how many connections it cut.
+    /// Waits until it serves no more, and says how many connections it cut.
     pub(super) async fn ended(&mut self) -> usize {
-        if let End::Running(ended, thread) = &mut self.ended {
+        if let End::Running(ended) = &mut self.ended {
             // An error is a panic outside of any connection, after which nothing is left to count.
             let cut = ended.await.unwrap_or(0);
-            // The thread has said its last word, so this does not block.
-            if let Some(Err(_)) = thread.take().map(thread::JoinHandle::join) {
-                tracing::error!(worker = self.index, "a worker panicked");
-            }
             self.ended = End::Ended(cut);
         }
         self.cut()
     }
 
+    /// Waits for the thread. When all workers have [`ended`](Self::ended) that does not block.
+    pub(super) fn join(&mut self) {
+        if let Some(Err(_)) = self.thread.take().map(thread::JoinHandle::join) {
+            tracing::error!(worker = self.index, "a worker panicked");
+        }
+    }
+
     /// How many connections it has cut, or is about to.
     pub(super) fn cut(&self) -> usize {
         match self.ended {
-            End::Running(..) => self.connections(),
+            End::Running(_) => self.connections(),
             End::Ended(cut) => cut,
         }
     }
