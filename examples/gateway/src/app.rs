@@ -38,7 +38,8 @@ use crate::{
     access::Access,
     circuit_breakers::CircuitBreakers,
     config::{Config, Model, Upstream},
-    rate_limits::{self, RateLimits},
+    dedup::Dedup,
+    rate_limits::{self, RateLimits, following},
 };
 
 mod admin;
@@ -53,6 +54,8 @@ pub struct App {
     /// `None` if nothing is limited.
     rate_limits: Option<Arc<RateLimits>>,
     circuit_breakers: Arc<CircuitBreakers>,
+    /// `None` if no model wants it.
+    dedup: Option<Arc<Dedup>>,
     draining: Arc<AtomicBool>,
 }
 
@@ -66,7 +69,7 @@ impl App {
     ///
     /// # Panics
     ///
-    /// If the configuration's circuit breakers can never work; those of one that was loaded can.
+    /// If the configuration's circuit breakers or its deduplication can never work; those of one that was loaded can.
     pub async fn new(config: Config) -> io::Result<(Self, impl Future<Output = ()>)> {
         let mut listener = None;
         if config.models.iter().any(|model| matches!(model.upstream, Upstream::Mock)) {
@@ -78,6 +81,7 @@ impl App {
             access: Arc::new(Access::new(&config)),
             rate_limits: RateLimits::new(&config),
             circuit_breakers: Arc::new(CircuitBreakers::new(&config)),
+            dedup: Dedup::new(&config),
             config: Arc::new(config),
             mock,
             draining: Arc::default(),
@@ -129,6 +133,22 @@ impl App {
             tenant_header: config.server.tenant_header.clone(),
         };
         let models = ServiceBuilder::new().map_response(log_error_response).service(models);
+        let models = following(self.rate_limits.as_deref(), models);
+        match &self.dedup {
+            Some(dedup) => self.limited(dedup.around(models)),
+            None => self.limited(models),
+        }
+    }
+
+    /// All paths, of which `models` answers what asks a model, within the limits.
+    fn limited<S, B>(&self, models: S) -> Router
+    where
+        S: Service<Request<Bytes>, Response = Response<B>> + Clone + Send + Sync + 'static,
+        S::Error: Into<BoxError>,
+        S::Future: Send,
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
         match &self.rate_limits {
             Some(limits) => self.routes(limits.around(models)),
             None => self.routes(models),

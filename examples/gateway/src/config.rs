@@ -19,6 +19,7 @@ pub use sample::sample;
 use crate::server::ServerOptions;
 
 mod breaker;
+mod dedup;
 mod error;
 mod key;
 mod load;
@@ -40,6 +41,8 @@ pub struct Config {
     pub rate_limits: RateLimits,
     /// `[circuit_breaker]`.
     pub circuit_breaker: CircuitBreaker,
+    /// `[dedup]`.
+    pub dedup: Dedup,
     /// `[[tenant]]`, each name once.
     pub tenants: Vec<Tenant>,
     /// `[[key]]`, each secret once. If there are any, a request needs one.
@@ -151,6 +154,23 @@ pub struct CircuitBreaker {
     pub probes: u32,
 }
 
+/// `[dedup]`: which requests are not sent twice, and which answers are given again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dedup {
+    /// Of models that do not say so themselves, whether it is done.
+    pub enabled: bool,
+    /// How long an answer is given again; zero keeps none.
+    pub ttl: Duration,
+    /// How many answers are kept.
+    pub max_entries: usize,
+    /// How many bytes they may have together.
+    pub max_bytes: u64,
+    /// For how long after its time an answer is given while a new one is fetched.
+    pub stale_while_revalidate: Duration,
+    /// For how long after its time an answer is given in place of an error.
+    pub stale_if_error: Duration,
+}
+
 /// `[[tenant]]`: one with limits of its own.
 #[derive(Clone, Debug)]
 pub struct Tenant {
@@ -182,6 +202,8 @@ pub struct Model {
     pub limits: Limits,
     /// Whether its failures are watched from the beginning.
     pub circuit_breaker: bool,
+    /// Whether its requests are deduplicated.
+    pub dedup: bool,
 }
 
 /// Who answers for a model.
@@ -273,18 +295,21 @@ impl Config {
 impl Default for Config {
     fn default() -> Self {
         let (limits, circuit_breaker) = (Limits::default(), CircuitBreaker::default());
+        let dedup = Dedup::default();
         let mock = |name: &str| Model {
             name: name.to_owned(),
             upstream: Upstream::Mock,
             model: name.to_owned(),
             limits,
             circuit_breaker: circuit_breaker.enabled,
+            dedup: dedup.enabled,
         };
         Self {
             server: ServerConfig::default(),
             limits,
             rate_limits: RateLimits::default(),
             circuit_breaker,
+            dedup,
             tenants: Vec::new(),
             keys: Vec::new(),
             models: schema::MOCK_MODELS.map(mock).into(),
@@ -357,6 +382,19 @@ impl Default for CircuitBreaker {
             max_open: Duration::from_secs(300),
             success_threshold: 1,
             probes: 1,
+        }
+    }
+}
+
+impl Default for Dedup {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            ttl: Duration::ZERO,
+            max_entries: 10_000,
+            max_bytes: 64 << 20,
+            stale_while_revalidate: Duration::ZERO,
+            stale_if_error: Duration::ZERO,
         }
     }
 }

@@ -20,7 +20,10 @@ use http_body_util::Full;
 use serde_json::{Value, json};
 use tower::{Layer, Service, ServiceExt, util::Either};
 
-use crate::config::{Config, Rates};
+use crate::{
+    config::{Config, Rates},
+    dedup,
+};
 
 /// The limits of a gateway: what all of its workers share.
 #[derive(Debug)]
@@ -86,10 +89,6 @@ impl RateLimits {
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        let inner = match &self.upstreams {
-            Some(upstreams) => Either::Left(upstreams.around(inner)),
-            None => Either::Right(inner.map_err(Into::into as fn(S::Error) -> BoxError)),
-        };
         let requests = |limit: &Arc<Limited>| {
             let limited = limit.clone();
             limit.limiter.rule().by_ref(move |request: &Request<Bytes>| limited.key(request))
@@ -122,6 +121,30 @@ impl RateLimits {
     fn used(&self) -> impl Iterator<Item = &Limited> {
         let all = self.requests.iter().chain(&self.tokens).chain(&self.total);
         all.map(|limit| &**limit).filter(|limit| limit.for_most || !limit.other.is_empty())
+    }
+}
+
+/// Keeps from `inner` what its upstreams say that they have no capacity for, if they are to be believed.
+///
+/// What is answered without asking them, because it was answered before, is not held up by that.
+pub(crate) fn following<S, B>(
+    limits: Option<&RateLimits>,
+    inner: S,
+) -> impl Service<Request<Bytes>, Response = Response<B>, Error = BoxError, Future: Send + 'static>
++ Clone
++ Send
++ Sync
++ 'static
++ use<S, B>
+where
+    S: Service<Request<Bytes>, Response = Response<B>> + Clone + Send + Sync + 'static,
+    S::Error: Into<BoxError>,
+    S::Future: Send,
+    B: 'static,
+{
+    match limits.and_then(|limits| limits.upstreams.as_ref()) {
+        Some(upstreams) => Either::Left(upstreams.around(inner)),
+        None => Either::Right(inner.map_err(Into::into as fn(S::Error) -> BoxError)),
     }
 }
 
@@ -267,7 +290,7 @@ fn describe<K: Hash + Eq>(limiter: &RateLimiter<K>) -> Value {
 /// Of a limit for which no request has a key but those of tenants with a quota of their own.
 const UNUSED: Quota = Quota::per_minute(1);
 
-fn facts(request: &Request<Bytes>) -> &Facts {
+pub(crate) fn facts(request: &Request<Bytes>) -> &Facts {
     request.extensions().get().expect("intake has read the request")
 }
 
@@ -275,11 +298,12 @@ fn estimate(request: &Request<Bytes>) -> u64 {
     facts(request).estimated_tokens()
 }
 
-/// What an answer turns out to have cost: nothing if it is an error, else what it tells by its end, if it does.
+/// What an answer turns out to have cost: nothing if it is an error or was got for somebody else, else what it tells by its
+/// end, if it does.
 fn used<B>(response: &Response<B>) -> impl FnOnce() -> Option<u64> + use<B> {
-    let failed = !response.status().is_success();
+    let is_free = !response.status().is_success() || dedup::is_shared(response);
     let report = response.extensions().get::<UsageReport>().cloned();
-    move || if failed { Some(0) } else { Some(report?.get()?.total_tokens) }
+    move || if is_free { Some(0) } else { Some(report?.get()?.total_tokens) }
 }
 
 /// What a client sees of a refusal, if `error` is one of these limits'.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bartizan_rate_limit::Quota;
 use gateway::{
     app::App,
-    config::{CircuitBreaker, Config, Environment, Upstream, sample},
+    config::{CircuitBreaker, Config, Dedup, Environment, Upstream, sample},
 };
 use secrecy::ExposeSecret;
 
@@ -55,7 +55,7 @@ fn the_sample_shows_the_defaults() {
         _ => format!("{line}\n"),
     });
     let text: String = lines.collect();
-    assert_eq!(uncommented, 38);
+    assert_eq!(uncommented, 44);
     assert_eq!(format!("{:?}", load(&text)), defaults);
 }
 
@@ -211,7 +211,7 @@ fn unknown_keys_come_with_advice() {
         ("[[models]]", r#"g.toml:4: unknown section "models"; did you mean [[model]]?"#),
         (
             "[zzz]",
-            r#"g.toml:4: unknown section "zzz"; there are [server], [limits], [rate_limits], [total_rate_limits], [circuit_breaker], [[tenant]], [[key]], [[model]]"#,
+            r#"g.toml:4: unknown section "zzz"; there are [server], [limits], [rate_limits], [total_rate_limits], [circuit_breaker], [dedup], [[tenant]], [[key]], [[model]]"#,
         ),
         (
             "[server]\nconnect_ms = 5",
@@ -692,4 +692,90 @@ fn circuit_breakers_that_cannot_be_are_refused() {
         wrong("circuit_breaker = \"on\""),
         "g.toml:4: \"circuit_breaker\" in [[model]] must be true or false, not \"on\""
     );
+}
+
+#[test]
+fn deduplication_is_off_unless_told_otherwise() {
+    assert!(!load(MOCK).models[0].dedup);
+    let text = format!(
+        r#"{MOCK}
+        [[model]]
+        name = "own"
+        upstream = "mock"
+        dedup = false
+        [dedup]
+        enabled = true
+        ttl_ms = 60_000
+        max_entries = 5
+        max_bytes = 6_000
+        stale_while_revalidate_ms = 7
+        "#
+    );
+    let variables = environment(&[("GATEWAY_DEDUP_STALE_IF_ERROR_MS", "2_592_000_000")]);
+    let config = Config::from_toml("g.toml", &text, &variables).unwrap();
+    let expected = Dedup {
+        enabled: true,
+        ttl: Duration::from_secs(60),
+        max_entries: 5,
+        max_bytes: 6_000,
+        stale_while_revalidate: Duration::from_millis(7),
+        stale_if_error: Duration::from_secs(30 * 24 * 60 * 60),
+    };
+    assert_eq!(config.dedup, expected);
+    assert_eq!(config.models.iter().map(|model| model.dedup).collect::<Vec<_>>(), [true, false]);
+    // One model is enough.
+    let config = load(&format!("{MOCK}dedup = true\n[dedup]\nttl_ms = 1"));
+    assert!(config.models[0].dedup && !config.dedup.enabled);
+
+    let variables = environment(&[("GATEWAY_DEDUP_ENABLED", "true")]);
+    let config = Config::load(None, &variables, None).unwrap();
+    assert!(config.models.iter().all(|model| model.dedup));
+}
+
+/// The extremes of the ranges can be built, so that nothing that was loaded panics later.
+#[tokio::test]
+async fn deduplication_at_its_bounds() {
+    for text in [
+        "",
+        "ttl_ms = 1\nmax_entries = 1\nmax_bytes = 1\nstale_while_revalidate_ms = 1\nstale_if_error_ms = 1",
+        "ttl_ms = 2_592_000_000\nmax_entries = 10_000_000\nmax_bytes = 1_099_511_627_776\n\
+         stale_while_revalidate_ms = 2_592_000_000\nstale_if_error_ms = 2_592_000_000",
+    ] {
+        let config = load(&format!("{MOCK}[dedup]\nenabled = true\n{text}"));
+        let (app, _) = App::new(config).await.unwrap();
+        drop(app.service());
+    }
+}
+
+#[test]
+fn deduplication_that_cannot_be_is_refused() {
+    let dedup = |text: &str| {
+        let text = wrong(&format!("[dedup]\n{text}"));
+        text.strip_prefix("g.toml:5: ").unwrap_or_else(|| panic!("{text}")).to_owned()
+    };
+    for (key, must, values) in [
+        ("ttl_ms", "an integer from 0 to 2592000000", ["-1", "2592000001", "\"1 h\""]),
+        ("max_entries", "an integer from 1 to 10000000", ["0", "10000001", "1.5"]),
+        ("max_bytes", "an integer from 1 to 1099511627776", ["0", "1099511627777", "\"64 MiB\""]),
+        ("stale_while_revalidate_ms", "an integer from 0 to 2592000000", ["-1", "2592000001", "true"]),
+        ("stale_if_error_ms", "an integer from 0 to 2592000000", ["-1", "2592000001", "[]"]),
+    ] {
+        for value in values {
+            let told = dedup(&format!("{key} = {value}"));
+            assert!(told.starts_with(&format!("{key:?} in [dedup] must be {must}, not ")), "{told}");
+            let told = dedup(&format!("{key} = 5"));
+            let off = "has no effect without enabled = true, or dedup = true in a [[model]]; set that, or remove this";
+            assert_eq!(told, format!("{key:?} in [dedup] {off}"));
+        }
+        if key != "ttl_ms" {
+            assert_eq!(
+                dedup(&format!("{key} = 5\nenabled = true")),
+                format!("{key:?} in [dedup] has no effect without ttl_ms; set that, or remove this")
+            );
+        }
+    }
+    assert_eq!(dedup("tll_ms = 5"), "unknown key \"tll_ms\" in [dedup]; did you mean \"ttl_ms\"?");
+    assert_eq!(wrong("[dedupe]"), "g.toml:4: unknown section \"dedupe\"; did you mean [dedup]?");
+    assert_eq!(wrong("ttl_ms = 5"), "g.toml:4: unknown key \"ttl_ms\" in [[model]]; it belongs in [dedup]");
+    assert_eq!(wrong("dedup = \"on\""), "g.toml:4: \"dedup\" in [[model]] must be true or false, not \"on\"");
 }

@@ -2,6 +2,7 @@
 
 mod breakers;
 mod clients;
+mod dedup;
 #[path = "../gateway_under_test/mod.rs"]
 mod gateway_under_test;
 mod limits;

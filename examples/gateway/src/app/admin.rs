@@ -20,6 +20,8 @@ pub(super) fn routes() -> Router<App> {
     let post_only = async || Error::method_not_allowed("POST").to_response();
     Router::new()
         .route("/admin/limits", get(describe_limits))
+        .route("/admin/dedup", get(describe_dedup))
+        .route("/admin/dedup/clear", post(clear_dedup).fallback(post_only))
         .route("/admin/breakers", get(describe_breakers))
         .route("/admin/breakers/{*which}", post(command_breaker).fallback(post_only))
 }
@@ -43,6 +45,27 @@ async fn describe_limits(
     };
     let limits = app.rate_limits.map_or_else(|| json!([]), |limits| limits.describe(tenant.as_ref()));
     json_response(&json!({"limits": limits}))
+}
+
+/// How many requests were not sent twice, and what is kept.
+async fn describe_dedup(State(app): State<App>, headers: HeaderMap) -> Response<Full<Bytes>> {
+    if let Err(error) = app.access.admit_admin(&headers) {
+        return refuse(error.into());
+    }
+    json_response(&json!({"dedup": app.dedup.map(|dedup| dedup.describe())}))
+}
+
+/// Forgets all answers that are kept.
+async fn clear_dedup(State(app): State<App>, headers: HeaderMap) -> Response<Full<Bytes>> {
+    if let Err(error) = app.access.admit_admin(&headers) {
+        return refuse(error.into());
+    }
+    let Some(dedup) = app.dedup else {
+        let message = "nothing is deduplicated here, so nothing is kept";
+        return Error::new(Class::NotFound, message).with_code("dedup_off").to_response();
+    };
+    dedup.clear();
+    json_response(&json!({"dedup": dedup.describe()}))
 }
 
 /// What the circuit breakers have seen and done.

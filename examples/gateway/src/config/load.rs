@@ -131,14 +131,15 @@ impl Loader<'_> {
         self.check_listen(&config.server, list(Section::Key).is_empty(), &given(Section::Server));
         config.tenants = self.tenants(list(Section::Tenant), &config.keys, &config.rate_limits);
         if has_models {
-            let breaker = config.circuit_breaker.enabled;
-            config.models = self.models(list(Section::Model), &config.limits, breaker);
+            config.models = self.models(list(Section::Model), &config);
         } else {
             // The mocks of a gateway without a file obey the environment too.
             for model in &mut config.models {
                 (model.limits, model.circuit_breaker) = (config.limits, config.circuit_breaker.enabled);
+                model.dedup = config.dedup.enabled;
             }
         }
+        self.check_dedup(&config, &given(Section::Dedup));
         config
     }
 

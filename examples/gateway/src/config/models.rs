@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use toml::{Spanned, de::DeValue};
 
 use super::{
-    ApiKey, Limits, Model, Origin, Upstream,
+    ApiKey, Config, Limits, Model, Origin, Upstream,
     key::set,
     load::{Given, Loader},
     schema::{LIMITS, MODEL, OPENAI_URL, RawModel, UpstreamKind},
@@ -14,19 +14,15 @@ use super::{
 
 impl Loader<'_> {
     /// Those of the file, over what holds for all of them.
-    pub(super) fn models(
-        &mut self,
-        entries: &[Spanned<DeValue<'_>>],
-        limits: &Limits,
-        circuit_breaker: bool,
-    ) -> Vec<Model> {
+    pub(super) fn models(&mut self, entries: &[Spanned<DeValue<'_>>], config: &Config) -> Vec<Model> {
         let mut names = BTreeMap::new();
         let mut models = Vec::new();
         for entry in entries {
             let at = self.at(&entry.span());
             let Some(table) = self.table(Section::Model, entry) else { continue };
-            let mut raw = RawModel { circuit_breaker, ..RawModel::default() };
-            let mut own = *limits;
+            let (circuit_breaker, dedup) = (config.circuit_breaker.enabled, config.dedup.enabled);
+            let mut raw = RawModel { circuit_breaker, dedup, ..RawModel::default() };
+            let mut own = config.limits;
             let given = self.section(Section::Model, table, |name, value| {
                 set(MODEL, &mut raw, name, value).or_else(|| set(LIMITS, &mut own, name, value))
             });
@@ -77,8 +73,9 @@ impl Loader<'_> {
             },
         };
         let name = raw.name?;
-        let (model, circuit_breaker) = (raw.model.unwrap_or_else(|| name.clone()), raw.circuit_breaker);
-        Some(Model { model, name, upstream, limits, circuit_breaker })
+        let RawModel { model, circuit_breaker, dedup, .. } = raw;
+        let model = model.unwrap_or_else(|| name.clone());
+        Some(Model { model, name, upstream, limits, circuit_breaker, dedup })
     }
 
     fn api_key(&mut self, variable: String, given: &Given) -> Option<ApiKey> {

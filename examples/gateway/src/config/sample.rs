@@ -2,6 +2,7 @@
 
 use super::{
     breaker::BREAKER,
+    dedup::DEDUP,
     key::Key,
     rates::{KEY, QUEUE, RATES, TENANT, TOTAL},
     schema::{LIMITS, MOCK_MODELS, MODEL, SERVER},
@@ -25,6 +26,8 @@ pub fn sample() -> String {
     TOTAL.iter().for_each(|key| key.sample(&mut text));
     text += BREAKER_HEAD;
     BREAKER.iter().for_each(|key| key.sample(&mut text));
+    text += DEDUP_HEAD;
+    DEDUP.iter().for_each(|key| key.sample(&mut text));
     text += TENANT_HEAD;
     TENANT.iter().for_each(|key| key.line(&mut text));
     text += KEY_HEAD;
@@ -67,8 +70,8 @@ const HEAD: &str = "\
 # A line such as `#workers = \"auto\"` shows a key and its default; take the `#` away to change it. What is not known here
 # is an error. This file is what `gateway --sample` prints.
 #
-# Environment variables override the keys of [server], [limits], [rate_limits], [total_rate_limits] and [circuit_breaker]:
-# GATEWAY_SERVER_LISTEN, GATEWAY_LIMITS_TOTAL_MS and so on. The option --listen overrides both. Logs go to stderr;
+# Environment variables override the keys of [server], [limits], [rate_limits], [total_rate_limits], [circuit_breaker] and
+# [dedup]: GATEWAY_SERVER_LISTEN, GATEWAY_LIMITS_TOTAL_MS and so on. The option --listen overrides both. Logs go to stderr;
 # RUST_LOG says which (default: info).
 ";
 
@@ -96,6 +99,15 @@ const BREAKER_HEAD: &str = "
 # nor refused credentials or a quota that is used up, which no pause mends. An upstream's Retry-After makes the pause
 # longer, up to an hour.
 [circuit_breaker]
+";
+
+const DEDUP_HEAD: &str = "
+# Requests for the same, to the last field of the body, are sent once: whoever comes while the answer runs joins it, a stream
+# too, and gets all of it. With ttl_ms good answers are given again afterwards: complete ones, not cut short by a length or a
+# filter, and no errors. Tenants never share; requests without a tenant count together, as one. A shared answer counts as a
+# request and costs no tokens. Clients can say `Cache-Control: no-store`, or `no-cache` for a new answer that others may have
+# again. Where answers would have differed, as at most temperatures, all who ask the same now get the same.
+[dedup]
 ";
 
 const TENANT_HEAD: &str = "

@@ -112,8 +112,9 @@ pub(super) const SERVER: &[Key<ServerConfig>] = &[
             Ok(())
         }),
         default: "",
-        doc: "What to show as `Authorization: Bearer` to GET /admin/limits, GET /admin/breakers and\n\
-              POST /admin/breakers/MODEL/reset (or force-open, or disable). Without it there are no such paths.",
+        doc: "What to show as `Authorization: Bearer` to GET /admin/limits, GET /admin/dedup, POST /admin/dedup/clear,\n\
+              GET /admin/breakers and POST /admin/breakers/MODEL/reset (or force-open, or disable). Without it there are no\n\
+              such paths.",
     },
 ];
 
@@ -159,6 +160,7 @@ pub(super) struct RawModel {
     pub(super) api_key_env: Option<String>,
     pub(super) model: Option<String>,
     pub(super) circuit_breaker: bool,
+    pub(super) dedup: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -229,6 +231,12 @@ pub(super) const MODEL: &[Key<RawModel>] = &[
         kind: Kind::Flag(|model, flag| model.circuit_breaker = flag),
         default: "",
         doc: "Whether it has a circuit breaker. Default: as in [circuit_breaker].",
+    },
+    Key {
+        name: "dedup",
+        kind: Kind::Flag(|model, flag| model.dedup = flag),
+        default: "",
+        doc: "Whether its requests are deduplicated. Default: as in [dedup].",
     },
 ];
 
