@@ -145,6 +145,17 @@ def stream(client, model):
     tell(ended=True)
 
 
+def repeated_stream(client, model):
+    """The same twice: what the head says of where it comes from, and then the events."""
+    chats = client.chat.completions.with_raw_response
+    for _ in range(2):
+        answer = chats.create(model=model, messages=SAY, stream=True, stream_options={"include_usage": True})
+        tell(cache_status=answer.headers["cache-status"], has_age="age" in answer.headers)
+        for event in answer.parse():
+            tell_event(event)
+        tell(ended=True)
+
+
 def impatient_stream(client, model):
     stream(client.with_options(timeout=0.3), model)
 

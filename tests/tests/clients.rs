@@ -212,6 +212,22 @@ async fn streamed_chat() {
     assert_eq!((&usage["delta"], &usage["usage"]), (&json!(null), &used));
 }
 
+/// What is given again is what was given first, event by event.
+#[tokio::test]
+async fn streamed_chat_that_is_kept() {
+    let kept = "[dedup]\nenabled = true\nttl_ms = 3_600_000";
+    let (seen, mock) = run_limited(kept, Script::new().usage(7, 5).chop(7), "repeated_stream").await;
+    let (first, again) = seen.split_at(seen.len() / 2);
+    assert_eq!(first[0], json!({"cache_status": "bartizan; fwd=miss", "has_age": false}));
+    assert!(again[0]["cache_status"].as_str().unwrap().starts_with("bartizan; hit; ttl=35"), "{}", again[0]);
+    assert_eq!((&again[0]["has_age"], &first[1..]), (&json!(true), &again[1..]));
+    assert_eq!(contents(again), ANSWERED);
+    let used = json!({"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12});
+    let [.., usage, ended] = again else { panic!("{seen:?}") };
+    assert_eq!((&usage["usage"], ended), (&used, &json!({"ended": true})));
+    assert_eq!(mock.calls(), 1);
+}
+
 #[tokio::test]
 async fn many_streams_at_once() {
     let (mock, upstream) = mock().await;
