@@ -102,6 +102,15 @@ impl Front {
         within(&format!("{name} to be {count}"), looking).await;
     }
 
+    /// Closes a connection whose call goes on for others.
+    async fn sees_the_end_of(&self, connection: TcpStream) {
+        drop(connection);
+        // Both workers have looked at their sockets since.
+        for _ in 0..4 {
+            assert_eq!(self.told().await["in_flight"], 1);
+        }
+    }
+
     /// How many tokens `tenant` has left of a day's.
     async fn tokens(&self, tenant: &str) -> u64 {
         let answer = self.admin("GET", &format!("limits?tenant={tenant}")).await;
@@ -220,11 +229,7 @@ async fn the_first_client_goes_and_nothing_changes() {
     let asking = join_all((0..10).map(|_| front.ask("", GOOD_STREAM)));
     let going = async {
         front.until("collapsed", 10).await;
-        drop(first);
-        // Both workers have looked at their sockets since.
-        for _ in 0..4 {
-            assert_eq!(front.told().await["in_flight"], 1);
-        }
+        front.sees_the_end_of(first).await;
         gate.open();
     };
     let (answers, ()) = tokio::join!(asking, going);
@@ -450,7 +455,7 @@ async fn a_leader_who_goes_still_pays() {
     first_event(&mut first).await;
     let mut second = front.asking(&asks).await;
     first_event(&mut second).await;
-    drop(first);
+    front.sees_the_end_of(first).await;
     gate.open();
     let mut rest = Vec::new();
     within("the stream to end", second.read_to_end(&mut rest)).await.unwrap();
