@@ -184,6 +184,11 @@ impl<C: Classify<Res>, Res> Guard for Answered<C, Res> {
         };
         permit.finish(class);
     }
+
+    #[cold]
+    fn panicked(mut self) {
+        self.permit.finish(Class::Failure(RetryAfter::Unknown));
+    }
 }
 
 impl<C, Res> Drop for Answered<C, Res> {

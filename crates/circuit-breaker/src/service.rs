@@ -91,7 +91,10 @@ where
                 }
             }
         }
-        match self.inner.poll_ready(cx) {
+        let unready = self.breaker.one().map(Unready);
+        let ready = self.inner.poll_ready(cx);
+        mem::forget(unready);
+        match ready {
             Poll::Ready(Ok(())) => {
                 self.asked = Asked::Ready;
                 Poll::Ready(Ok(()))
@@ -130,6 +133,18 @@ where
         // It became closed or half-open since: the call waits for the inner service itself, with the place it has.
         let permit = Permit::from(admitted);
         ResponseFuture::readying(self.take_inner(), request, permit, classify, extent)
+    }
+}
+
+/// The inner service while it is asked whether it is ready: a panic there is a failure.
+struct Unready<'a>(&'a CircuitBreaker);
+
+impl Drop for Unready<'_> {
+    #[cold]
+    fn drop(&mut self) {
+        if let Ok(admitted) = self.0.admit() {
+            Permit::from(admitted).failure();
+        }
     }
 }
 
