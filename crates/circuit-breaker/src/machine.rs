@@ -60,6 +60,8 @@ pub(crate) struct Machine {
     timeless: bool,
     /// The largest time seen.
     latest: u64,
+    /// When the state last changed, or something last counted against the service.
+    marked: u64,
     seed: u64,
     tallied: Tallied,
 }
@@ -68,7 +70,6 @@ pub(crate) struct Machine {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Tallied {
     pub(crate) opens: u64,
-    pub(crate) refused: u64,
     pub(crate) late: u64,
     pub(crate) last_failure: Option<u64>,
 }
@@ -93,6 +94,7 @@ impl Machine {
             windows,
             timeless,
             latest: 0,
+            marked: 0,
             seed,
             tallied: Tallied::default(),
         }
@@ -102,10 +104,15 @@ impl Machine {
         self.generation
     }
 
+    /// Open: when that is over.
+    pub(crate) fn until(&self) -> u64 {
+        self.until
+    }
+
     /// What is published.
     pub(crate) fn word(&self) -> Word {
         let counts_successes = match self.state {
-            State::Closed => self.run > 0 || !self.windows.is_empty(),
+            State::Closed => self.run > 0 || self.windows.iter().any(Tally::notes_successes),
             State::HalfOpen => true,
             State::Open | State::ForcedOpen | State::Disabled => false,
         };
@@ -131,7 +138,6 @@ impl Machine {
             }
             State::HalfOpen | State::Open | State::ForcedOpen => {}
         }
-        self.tallied.refused += 1;
         Err(self.retry_after(now))
     }
 
@@ -187,7 +193,11 @@ impl Machine {
             }
             Outcome::Ignored | Outcome::Cancelled => return,
         };
-        self.windows.iter_mut().for_each(|window| window.push(failed, took, now));
+        for window in &mut self.windows {
+            if window.push(failed, took, now) {
+                self.marked = now;
+            }
+        }
         if self.settings.consecutive.is_some_and(|most| self.run >= most)
             || self.windows.iter().any(Tally::trips)
         {
@@ -214,7 +224,7 @@ impl Machine {
     }
 
     fn fail(&mut self, retry_after: RetryAfter, now: u64) {
-        self.tallied.last_failure = Some(now);
+        (self.tallied.last_failure, self.marked) = (Some(now), now);
         if let RetryAfter::After(wait) = retry_after {
             let wait = nanos(wait.min(self.settings.longest_retry_after));
             self.not_before = self.not_before.max(now.saturating_add(wait));
@@ -256,6 +266,7 @@ impl Machine {
     /// Begins a generation.
     fn enter(&mut self, state: State, at: u64) {
         self.generation += 1;
+        self.marked = at;
         (self.probes, self.successes) = (0, 0);
         if matches!(state, State::Closed | State::HalfOpen) {
             self.run = 0;
@@ -303,6 +314,7 @@ impl Machine {
     fn advance(&mut self, now: u64) -> u64 {
         self.latest = self.latest.max(now);
         if self.state == State::HalfOpen && self.probes > 0 && self.latest >= self.until {
+            self.tallied.last_failure = Some(self.until);
             self.reopen(self.until);
         }
         self.latest
@@ -348,15 +360,24 @@ impl Machine {
         Counted { counts, run: self.run, probes: self.probes, tallied: self.tallied }
     }
 
-    /// Whether it cannot be told from one that was just made, but for what was counted for statistics.
-    pub(crate) fn is_fresh(&mut self, now: u64) -> bool {
+    /// Whether nothing is lost with it but statistics: it holds nothing against its service, or nothing that is not long
+    /// past.
+    pub(crate) fn is_forgettable(&mut self, now: u64) -> bool {
         let now = self.advance(now);
-        self.state == State::Closed
-            && self.run == 0
-            && self.not_before <= now
-            && self.windows.iter_mut().all(|window| window.counts(now).calls == 0)
+        let nothing = self.run == 0 && self.windows.iter_mut().all(|window| window.counts(now).is_good());
+        let since = match self.state {
+            State::Closed if nothing => return self.not_before <= now,
+            State::Open => self.until,
+            State::HalfOpen if self.probes > 0 => return false,
+            State::Closed | State::HalfOpen => self.marked,
+            State::ForcedOpen | State::Disabled => return false,
+        };
+        since.saturating_add(nanos(LONG)).max(self.not_before) <= now
     }
 }
+
+/// What lies so far back is past.
+const LONG: Duration = Duration::from_secs(3600);
 
 /// What a call would find.
 #[derive(Clone, Copy, Debug)]
