@@ -8,7 +8,7 @@ use crate::{
     circuit::Circuit,
     clock,
     machine::{Counted, Machine},
-    permit::Admitted,
+    permit::{Admitted, Call},
     select::One,
     started::Started,
     wait::Wait,
@@ -191,7 +191,7 @@ fn admit(
 ) -> Result<Admitted, Wait> {
     let known = timed.then(&now);
     let pass = circuit.admit(|| known.unwrap_or_else(now))?;
-    Ok(Admitted { pass, started: known.map_or(Started::UNKNOWN, Started::at), owner })
+    Ok(Admitted { call: Call { pass, started: known.map_or(Started::UNKNOWN, Started::at) }, owner })
 }
 
 #[cold]

@@ -29,7 +29,6 @@ use std::{
     time::Duration,
 };
 
-use bartizan_core::RetryAfter;
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
@@ -135,16 +134,17 @@ impl Circuit {
     #[cold]
     fn admit_or_refuse(&self, word: Word, now: Instant) -> Result<Word, Wait> {
         let admitted = match self.left(word, now) {
-            Some(left) => Err(RetryAfter::After(left)),
-            None => self.with(now, Machine::admit),
+            Some(wait) => Err(wait),
+            None => self.with(now, Machine::admit).map_err(Wait::from),
         };
-        Ok(admitted.inspect_err(|_| {
+        if admitted.is_err() {
             self.refused.fetch_add(1, Relaxed);
-        })?)
+        }
+        admitted
     }
 
     /// What is left of the open period that `word` is of, if that can be told without the lock.
-    fn left(&self, word: Word, now: Instant) -> Option<Duration> {
+    fn left(&self, word: Word, now: Instant) -> Option<Wait> {
         if word.state() != State::Open {
             return None;
         }
@@ -154,7 +154,7 @@ impl Circuit {
         let left = u64::try_from(until.saturating_sub(clock::stamp(now))).ok().filter(|left| *left > 0)?;
         // Between two generations that are open there is one that is not: if the time is of a later one, the word is none
         // of ours any more.
-        (self.word.load(Relaxed) == word.0).then(|| Duration::from_nanos(left))
+        (self.word.load(Relaxed) == word.0).then(|| Wait::of(left))
     }
 
     /// Counts a success, if nothing depends on the time. Nobody is told or woken by that.

@@ -8,7 +8,7 @@ use loom::{
 use super::*;
 use crate::{
     Permit,
-    permit::{Admitted, Armed},
+    permit::{Admitted, Armed, Call},
     settings::Window,
     state::State,
 };
@@ -94,7 +94,7 @@ fn every_permit_is_settled_once() {
         let (circuit, then) = opened(Settings::consecutive(1).probes(3).successes(3));
         let [a, b, c] = [(); 3].map(|()| {
             let Ok(pass) = circuit.admit(|| then) else { panic!("there is room") };
-            Permit::from(Admitted { pass, started: Started::UNKNOWN, owner: None })
+            Permit::from(Admitted { call: Call { pass, started: Started::UNKNOWN }, owner: None })
         });
         let finishes = thread::spawn(move || a.settle(Class::Success));
         let panics = thread::spawn(move || {
