@@ -451,6 +451,7 @@ async fn probes_that_come_seldom_close_it() {
     assert_eq!(breaker.state(), State::HalfOpen);
     advance(SECOND).await;
     assert_eq!(breaker.state(), State::Open);
+    assert_eq!(breaker.stats().last_failure, Some(Instant::now()));
     hangs.success();
     assert_eq!((breaker.state(), breaker.stats().late), (State::Open, 1));
 }
@@ -518,6 +519,7 @@ async fn what_is_long_past_makes_room_for_other_keys() {
         let what = format!("{dies_of} of {settings:?}");
         let hosts: CircuitBreakers<u8> = CircuitBreakers::new(settings.open_for(10 * SECOND)).max_keys(1);
         let bad = hosts.get(&1).unwrap();
+        advance(7_200 * SECOND).await;
         for _ in 0..dies_of {
             bad.try_acquire().unwrap().took(2 * SECOND).settle(class);
         }
@@ -530,6 +532,13 @@ async fn what_is_long_past_makes_room_for_other_keys() {
         advance(SECOND).await;
         assert!(hosts.get(&2).is_some(), "{what}");
     }
+
+    // Whoever has a permit has the key.
+    let hosts: CircuitBreakers<u8> = CircuitBreakers::new(strict()).max_keys(1);
+    let permit = hosts.get(&1).unwrap().try_acquire().unwrap();
+    assert!(hosts.get(&2).is_none());
+    permit.failure();
+    assert_eq!(hosts.get(&1).unwrap().state(), State::Open);
 
     // A hand's doing is for good.
     let hosts: CircuitBreakers<u8> = CircuitBreakers::new(strict()).max_keys(1);
