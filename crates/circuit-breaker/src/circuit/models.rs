@@ -12,7 +12,7 @@ use crate::{
     settings::Window,
     state::State,
 };
-use bartizan_core::Class;
+use bartizan_core::{Class, RetryAfter};
 
 const SECOND: Duration = Duration::from_secs(1);
 const FAILED: Outcome = Outcome::Failure(RetryAfter::Unknown);
