@@ -8,6 +8,7 @@ use std::{sync::Arc, time::Duration};
 use bartizan_core::RetryAfter;
 
 use crate::{
+    period::period,
     settings::Settings,
     state::{State, Word},
     window::{Counts, Tally, nanos},
@@ -275,7 +276,8 @@ impl Machine {
         self.until = match state {
             State::Open => {
                 self.tallied.opens += 1;
-                at.saturating_add(self.period()).max(self.not_before)
+                let period = period(&self.settings, self.reopened, self.seed ^ self.generation);
+                at.saturating_add(period).max(self.not_before)
             }
             State::Closed => {
                 (self.reopened, self.not_before) = (0, 0);
@@ -287,27 +289,6 @@ impl Machine {
             self.changed = Transition { from: self.state, to: state, generation: self.generation };
             self.state = state;
         }
-    }
-
-    /// How long this generation is open.
-    #[expect(
-        clippy::cast_precision_loss,
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "a period that grows or is jittered need not be exact, and a float saturates"
-    )]
-    fn period(&self) -> u64 {
-        let mut period = nanos(self.settings.open_for);
-        if let Some((factor, longest)) = self.settings.growth
-            && self.reopened > 0
-        {
-            period = ((period as f64 * factor.powi(self.reopened)) as u64).min(nanos(longest));
-        }
-        if self.settings.jitter > 0.0 {
-            let share = mix(self.seed ^ self.generation) as f64 / u64::MAX as f64;
-            period = period.saturating_add((period as f64 * self.settings.jitter * share) as u64);
-        }
-        period
     }
 
     /// Takes note of the time, and of what it brought about: with probes out for too long it is open again.
@@ -396,14 +377,6 @@ pub(crate) struct Counted {
     pub(crate) run: u32,
     pub(crate) probes: u32,
     pub(crate) tallied: Tallied,
-}
-
-/// One step of a generator of numbers that look random (splitmix64).
-fn mix(n: u64) -> u64 {
-    let n = n.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let n = (n ^ n >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let n = (n ^ n >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    n ^ n >> 31
 }
 
 #[cfg(all(test, not(loom)))]
