@@ -37,7 +37,8 @@ fn a_hit_of_a_value_allocates_nothing() {
 /// The flight, what its wakes ring, the call, the answer: nothing for who alone waits for what is there at once.
 #[test]
 fn a_call_that_is_made_allocates_a_fixed_number_of_times() {
-    let dedup: Dedup<u64, u64> = Dedup::new(Replay::none());
+    // One part of the table, which has its room after the first call.
+    let dedup: Dedup<u64, u64> = Dedup::new(Replay::none().max_entries(1));
     let mut service = dedup
         .layer(|call: &u64| Some(*call))
         .layer(service_fn(|call: u64| std::future::ready(Ok::<_, BoxError>(call))));
