@@ -2,7 +2,7 @@
 
 use std::{
     pin::Pin,
-    sync::{Arc, Weak},
+    sync::{Arc, Weak, atomic::AtomicBool},
     task::{Context, Poll},
 };
 
@@ -23,6 +23,8 @@ pub(crate) struct Flight<K, T> {
     relay: Relay<Execution<T>, Flown<T>>,
     table: Weak<Table<K, T>>,
     pub(crate) key: Hashed<K>,
+    /// Whether it is to be looked for in the table still. The table says so, under its lock.
+    pub(crate) aloft: AtomicBool,
     /// [`Table::leave`], for where nothing is known of keys.
     leave: fn(&Table<K, T>, &Self, bool),
 }
@@ -86,7 +88,8 @@ impl<K: Eq, T> Flight<K, T> {
     /// A call that [`start`](Self::start)s later: whoever joins it waits until it has.
     pub(crate) fn new(table: Weak<Table<K, T>>, key: Hashed<K>) -> Self {
         let results = Flown { outcome: None, verdict: Verdict::Share };
-        Self { relay: Relay::new(results), table, key, leave: Table::leave }
+        let aloft = AtomicBool::new(true);
+        Self { relay: Relay::new(results), table, key, aloft, leave: Table::leave }
     }
 
     pub(crate) fn start(&self, make: impl FnOnce() -> Execution<T>) {
@@ -195,7 +198,9 @@ impl<K: Eq + Send + Sync, T: Send + Sync> Landing<T> for Flight<K, T> {
 
 impl<K, T> Drop for Flight<K, T> {
     fn drop(&mut self) {
-        if let Some(table) = self.table.upgrade() {
+        if *self.aloft.get_mut()
+            && let Some(table) = self.table.upgrade()
+        {
             (self.leave)(&table, self, false);
         }
     }

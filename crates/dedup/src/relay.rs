@@ -25,15 +25,9 @@ pub(crate) struct Relay<W, R> {
 }
 
 struct State<W, R> {
-    work: Work<W>,
+    /// `None` while somebody polls it, before it is here, and when it is over.
+    work: Option<W>,
     results: R,
-}
-
-enum Work<W> {
-    Home(W),
-    /// Somebody polls it, or it is not here yet.
-    Out,
-    Over,
 }
 
 /// What has come of the work so far.
@@ -60,14 +54,14 @@ impl<W, R: Results> Relay<W, R> {
     pub(crate) fn new(results: R) -> Self {
         let bell = Arc::new(Bell::default());
         let waker = Waker::from(bell.clone());
-        Self { state: Mutex::new(State { work: Work::Out, results }), bell, waker }
+        Self { state: Mutex::new(State { work: None, results }), bell, waker }
     }
 
     /// Here it is, from `make`. If that panics, the work has.
     pub(crate) fn start(&self, make: impl FnOnce() -> W) {
-        let outing = Outing { relay: self, work: None };
-        let work = make();
-        outing.home(work);
+        let mut outing = Outing { relay: self, work: None };
+        outing.work = Some(make());
+        outing.back(None);
     }
 
     /// What `take` finds among the results. While it finds nothing the work is polled with `step`, outside of all locks.
@@ -89,7 +83,7 @@ impl<W, R: Results> Relay<W, R> {
             let work = outing.work.as_mut().expect("it comes with the work");
             match step(work, &mut Context::from_waker(&self.waker)) {
                 Poll::Pending => {
-                    outing.back();
+                    outing.back(Some((place, cx.waker())));
                     return Poll::Pending;
                 }
                 Poll::Ready(item) => outing.result(item, place),
@@ -111,22 +105,18 @@ impl<W, R: Results> Relay<W, R> {
             return Turn::Found(found);
         }
         let mut waiting = self.bell.waiting();
+        if waiting.rung
+            && let Some(work) = state.work.take()
+        {
+            waiting.rung = false;
+            waiting.out = true;
+            return Turn::Drives(Outing { relay: self, work: Some(work) });
+        }
         let displaced = waiting.register(place, cx.waker());
-        let work = match &state.work {
-            Work::Home(_) if waiting.rung => {
-                waiting.rung = false;
-                waiting.out = true;
-                mem::replace(&mut state.work, Work::Out)
-            }
-            _ => Work::Out,
-        };
         drop((waiting, state));
         // It may be the last trace of a task, and what goes with that is not ours to know.
         drop(displaced);
-        match work {
-            Work::Home(work) => Turn::Drives(Outing { relay: self, work: Some(work) }),
-            Work::Out | Work::Over => Turn::Waits,
-        }
+        Turn::Waits
     }
 
     /// Looks at the results.
@@ -170,29 +160,29 @@ struct Outing<'a, W, R: Results> {
 }
 
 impl<W, R: Results> Outing<'_, W, R> {
-    /// The work is here.
-    fn home(mut self, work: W) {
-        self.work = Some(work);
-        self.back();
-    }
-
-    /// Nothing came of it so far. If it was woken meanwhile, that is passed on now.
-    fn back(mut self) {
+    /// The work is here, or nothing came of it so far and who has driven waits. If it was woken meanwhile, that is passed
+    /// on now.
+    fn back(mut self, waits: Option<(&mut Place, &Waker)>) {
         let mut state = lock(&self.relay.state);
-        state.work = self.work.take().map_or(Work::Over, Work::Home);
-        let wakers = self.relay.bell.waiting().back();
-        drop(state);
+        let mut waiting = self.relay.bell.waiting();
+        let displaced = waits.and_then(|(place, waker)| waiting.register(place, waker));
+        state.work = self.work.take();
+        let wakers = waiting.back();
+        drop((waiting, state));
         mem::forget(self);
         wake(wakers);
+        drop(displaced);
     }
 
-    /// Here is something for all, and the one who drives has his turn now.
+    /// Here is something for all.
     fn result(mut self, item: R::Item, place: &mut Place) {
         let mut state = lock(&self.relay.state);
-        let more = state.results.add(item);
-        let over = if more { None } else { self.work.take() };
-        state.work = self.work.take().map_or(Work::Over, Work::Home);
+        if state.results.add(item) {
+            state.work = self.work.take();
+        }
+        let over = self.work.take();
         let mut waiting = self.relay.bell.waiting();
+        // The one who drives has his turn now.
         let own = place.index.and_then(|index| waiting.wakers[index].take());
         place.waits = false;
         // It said that it is ready, so nobody has its waker.
@@ -209,7 +199,6 @@ impl<W, R: Results> Drop for Outing<'_, W, R> {
     /// The work panicked.
     fn drop(&mut self) {
         let mut state = lock(&self.relay.state);
-        state.work = Work::Over;
         state.results.panicked();
         let mut waiting = self.relay.bell.waiting();
         waiting.rung = true;

@@ -302,7 +302,11 @@ impl<K: Eq, T> Inside<K, T> {
     /// The flight's place, if it still has it.
     fn take(&mut self, flight: &Flight<K, T>) -> Option<(Hashed<K>, Aloft<K, T>)> {
         let aloft = self.flights.get(&flight.key)?;
-        ptr::eq(aloft.flight.as_ptr(), flight).then(|| self.flights.remove_entry(&flight.key))?
+        if !ptr::eq(aloft.flight.as_ptr(), flight) {
+            return None;
+        }
+        flight.aloft.store(false, Relaxed);
+        self.flights.remove_entry(&flight.key)
     }
 }
 

@@ -1,7 +1,7 @@
 //! What HTTP requests are known by.
 #![cfg(feature = "http")]
 
-use bartizan_dedup::{Identity, Key, RequestKey};
+use bartizan_dedup::{Identity, Key, KeyBuilder, RequestKey};
 use http::{HeaderName, HeaderValue, Request};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -163,7 +163,7 @@ proptest! {
     #[test]
     fn parts_do_not_run_together(one in prop::collection::vec("[ab]{0,2}", 0..4), other in prop::collection::vec("[ab]{0,2}", 0..4)) {
         let key = |parts: &[String]| match parts.split_first() {
-            Some((scope, rest)) => rest.iter().fold(Key::scope(scope), |key, part| key.part(part)).finish(),
+            Some((scope, rest)) => rest.iter().fold(Key::scope(scope), KeyBuilder::part).finish(),
             None => Key::scope("").part("nothing").part("").part("").finish(),
         };
         prop_assert_eq!(key(&one) == key(&other), one == other);

@@ -245,19 +245,22 @@ fn digests(plan: Plan) -> Table {
 
 const DIGESTS: &str = "blake3 of the bytes";
 
-/// A conversation of about so many bytes.
+/// A conversation of so many bytes.
 fn json(bytes: usize) -> String {
-    let mut messages = Vec::new();
-    let mut size = 200;
-    while size < bytes {
-        let role = if messages.len() % 2 == 0 { "user" } else { "assistant" };
-        let content = "Could you say that again, and \"slowly\"?\nI did not hear all of it. ".repeat(4);
-        let message = serde_json::json!({"role": role, "content": content});
-        size += message.to_string().len();
-        messages.push(message);
-    }
-    format!(
-        r#"{{"model": "gpt-4o", "messages": {}, "temperature": 0.7, "stream": true, "max_tokens": 256}}"#,
-        serde_json::Value::from(messages)
-    )
+    let line = "Could you say that again, slowly? I am afraid I did not hear all of it.\n";
+    let mut messages: Vec<_> = ["user", "assistant"]
+        .into_iter()
+        .cycle()
+        .take(bytes / 400)
+        .map(|role| serde_json::json!({"role": role, "content": line.repeat(4)}))
+        .collect();
+    let mut request = serde_json::json!({
+        "model": "gpt-4o", "messages": messages, "temperature": 0.7, "stream": true, "max_tokens": 256,
+    });
+    let rest = bytes - request.to_string().len() - r#"{"role":"user","content":""},"#.len();
+    messages.push(serde_json::json!({"role": "user", "content": "x".repeat(rest)}));
+    request["messages"] = messages.into();
+    assert_eq!(request.to_string().len(), bytes);
+    // The order in which clients write it, which is none.
+    format!("{{\"stream\":true,{}", &request.to_string()[1..].replace(",\"stream\":true", ""))
 }

@@ -11,9 +11,16 @@ mod tests;
 /// Room to work in.
 #[derive(Debug)]
 pub(super) struct Scratch {
-    out: Vec<u8>,
+    out: Out,
     sorted: Vec<u8>,
     members: Vec<Member>,
+}
+
+/// What is written so far, at the beginning of a buffer that has room for all of it.
+#[derive(Debug)]
+struct Out {
+    buffer: Vec<u8>,
+    end: usize,
 }
 
 /// A member of an object, as it stands in the output.
@@ -32,17 +39,22 @@ impl Default for Scratch {
 
 impl Scratch {
     pub(super) const fn new() -> Self {
-        Self { out: Vec::new(), sorted: Vec::new(), members: Vec::new() }
+        Self { out: Out { buffer: Vec::new(), end: 0 }, sorted: Vec::new(), members: Vec::new() }
     }
 
     /// How many bytes it holds.
     pub(super) fn weight(&self) -> usize {
-        self.out.capacity() + self.sorted.capacity() + self.members.capacity() * size_of::<Member>()
+        self.out.buffer.capacity() + self.sorted.capacity() + self.members.capacity() * size_of::<Member>()
     }
 }
 
 /// How deep arrays and objects may stand in each other: as deep as serde_json takes them.
 const MAX_DEPTH: usize = 128;
+
+/// Of so many bytes BLAKE3 takes eight parts at once.
+const AT_ONCE: usize = 8 << 10;
+/// What is no longer does not gain by that.
+const FEW: usize = 2 << 10;
 
 const STRING: u8 = b'"';
 /// No byte of UTF-8, nor of what a lone surrogate becomes.
@@ -53,17 +65,52 @@ const STRING_END: u8 = 0xff;
 /// `None` if it is no JSON, no UTF-8, or nested too deep.
 pub(super) fn of<'s>(text: &[u8], left_out: &[Vec<u8>], scratch: &'s mut Scratch) -> Option<&'s [u8]> {
     std::str::from_utf8(text).ok()?;
-    scratch.out.clear();
+    scratch.out.begin(text.len());
     scratch.members.clear();
     let mut writer = Writer { text, at: 0, scratch };
     writer.value(left_out, MAX_DEPTH)?;
     writer.skip_space();
-    (writer.at == text.len()).then_some(&scratch.out)
+    (writer.at == text.len()).then(|| scratch.out.written())
 }
 
 /// The form of a string.
 pub(super) fn string(text: &str) -> Vec<u8> {
     [&[STRING], text.as_bytes(), &[STRING_END]].concat()
+}
+
+impl Out {
+    /// For a text of so many bytes: an element takes a byte more than it had, and is one at least.
+    fn begin(&mut self, text: usize) {
+        let most = (2 * text + CHUNK).next_multiple_of(AT_ONCE);
+        if self.buffer.len() < most {
+            self.buffer.resize(most, 0);
+        }
+        self.end = 0;
+    }
+
+    /// All that is written, and zeros up to what BLAKE3 takes at once: it is faster with those than without. No value goes
+    /// on with a zero, so they say nothing.
+    fn written(&mut self) -> &[u8] {
+        let end = if self.end > FEW { self.end.next_multiple_of(AT_ONCE) } else { self.end };
+        self.buffer[self.end..end].fill(0);
+        &self.buffer[..end]
+    }
+
+    fn push(&mut self, byte: u8) {
+        self.buffer[self.end] = byte;
+        self.end += 1;
+    }
+
+    fn extend(&mut self, bytes: &[u8]) {
+        self.buffer[self.end..self.end + bytes.len()].copy_from_slice(bytes);
+        self.end += bytes.len();
+    }
+
+    /// Writes a whole chunk, of which so many bytes count. A copy of a known length is an instruction.
+    fn extend_in_part(&mut self, chunk: &[u8; CHUNK], count: usize) {
+        self.buffer[self.end..self.end + CHUNK].copy_from_slice(chunk);
+        self.end += count;
+    }
 }
 
 struct Writer<'t, 's> {
@@ -88,25 +135,25 @@ impl Writer<'_, '_> {
 
     fn object(&mut self, left_out: &[Vec<u8>], depth: usize) -> Option<()> {
         self.take(b'{')?;
-        let begin = self.scratch.out.len();
+        let begin = self.scratch.out.end;
         let first = self.scratch.members.len();
         let mut in_order = true;
         self.skip_space();
         while self.peek()? != b'}' {
-            let start = self.scratch.out.len();
+            let start = self.scratch.out.end;
             self.string()?;
-            let name_end = self.scratch.out.len();
+            let name_end = self.scratch.out.end;
             self.skip_space();
             self.pass(b':')?;
             self.value(&[], depth)?;
             let Scratch { out, members, .. } = &mut *self.scratch;
-            if left_out.iter().any(|name| *name == out[start..name_end]) {
-                out.truncate(start);
+            let name = |start, end| &out.buffer[start..end];
+            if left_out.iter().any(|it| it == name(start, name_end)) {
+                out.end = start;
             } else {
-                in_order &= members[first..]
-                    .last()
-                    .is_none_or(|last| out[last.start..last.name_end] <= out[start..name_end]);
-                members.push(Member { start, name_end, end: out.len() });
+                let last = members[first..].last();
+                in_order &= last.is_none_or(|last| name(last.start, last.name_end) <= name(start, name_end));
+                members.push(Member { start, name_end, end: out.end });
             }
             self.next(b'}')?;
         }
@@ -121,12 +168,12 @@ impl Writer<'_, '_> {
     fn sort(&mut self, begin: usize, first: usize) {
         let Scratch { out, sorted, members } = &mut *self.scratch;
         let members = &mut members[first..];
-        let name = |member: &Member| &out[member.start..member.name_end];
+        let name = |member: &Member| &out.buffer[member.start..member.name_end];
         members.sort_unstable_by(|one, other| name(one).cmp(name(other)).then(one.start.cmp(&other.start)));
         sorted.clear();
-        members.iter().for_each(|member| sorted.extend_from_slice(&out[member.start..member.end]));
-        out.truncate(begin);
-        out.extend_from_slice(sorted);
+        members.iter().for_each(|member| sorted.extend_from_slice(&out.buffer[member.start..member.end]));
+        out.end = begin;
+        out.extend(sorted);
     }
 
     fn array(&mut self, depth: usize) -> Option<()> {
@@ -155,10 +202,7 @@ impl Writer<'_, '_> {
     fn string(&mut self) -> Option<()> {
         self.take(b'"')?;
         loop {
-            let rest = &self.text[self.at..];
-            let plain = plain(rest);
-            self.scratch.out.extend_from_slice(&rest[..plain]);
-            self.at += plain;
+            self.plain();
             match self.peek()? {
                 b'"' => break,
                 b'\\' => self.escape()?,
@@ -169,6 +213,23 @@ impl Writer<'_, '_> {
         self.at += 1;
         self.scratch.out.push(STRING_END);
         Some(())
+    }
+
+    /// Writes what is neither a quote, nor a backslash, nor a control character, a chunk at a time.
+    fn plain(&mut self) {
+        let out = &mut self.scratch.out;
+        let (chunks, rest) = self.text[self.at..].as_chunks();
+        for chunk in chunks {
+            let count = plain(chunk);
+            out.extend_in_part(chunk, count);
+            self.at += count;
+            if count < CHUNK {
+                return;
+            }
+        }
+        let count = rest.iter().take_while(|byte| !matches!(byte, b'"' | b'\\' | ..0x20)).count();
+        out.extend(&rest[..count]);
+        self.at += count;
     }
 
     fn escape(&mut self) -> Option<()> {
@@ -204,10 +265,12 @@ impl Writer<'_, '_> {
         }
         let out = &mut self.scratch.out;
         match char::from_u32(code) {
-            Some(char) => out.extend_from_slice(char.encode_utf8(&mut [0; 4]).as_bytes()),
-            None => out.extend(
-                [0xe0 | code >> 12, 0x80 | code >> 6 & 0x3f, 0x80 | code & 0x3f].map(|byte| byte as u8),
-            ),
+            Some(char) => out.extend(char.encode_utf8(&mut [0; 4]).as_bytes()),
+            None => {
+                out.extend(
+                    &[0xe0 | code >> 12, 0x80 | code >> 6 & 0x3f, 0x80 | code & 0x3f].map(|byte| byte as u8),
+                );
+            }
         }
         Some(())
     }
@@ -232,7 +295,7 @@ impl Writer<'_, '_> {
             let _ = self.skip(b"+-");
             self.digits()?;
         }
-        self.scratch.out.extend_from_slice(&self.text[start..self.at]);
+        self.scratch.out.extend(&self.text[start..self.at]);
         Some(())
     }
 
@@ -245,7 +308,7 @@ impl Writer<'_, '_> {
     fn word(&mut self, word: &[u8]) -> Option<()> {
         self.text[self.at..].starts_with(word).then_some(())?;
         self.at += word.len();
-        self.scratch.out.extend_from_slice(word);
+        self.scratch.out.extend(word);
         Some(())
     }
 
@@ -278,20 +341,16 @@ impl Writer<'_, '_> {
     }
 }
 
-/// How many bytes are neither a quote, nor a backslash, nor a control character. Eight at a time.
-fn plain(bytes: &[u8]) -> usize {
-    const ONES: u64 = u64::MAX / 0xff;
-    const HIGHS: u64 = ONES << 7;
-    let zeros = |word: u64| word.wrapping_sub(ONES) & !word;
-    let (chunks, rest) = bytes.as_chunks();
-    for (n, chunk) in chunks.iter().enumerate() {
-        let word = u64::from_le_bytes(*chunk);
-        let controls = word.wrapping_sub(ONES * 0x20) & !word;
-        // A borrow may mark bytes above the first, never below.
-        let marks = zeros(word ^ (ONES * 0x22)) | zeros(word ^ (ONES * 0x5c)) | controls;
-        if marks & HIGHS != 0 {
-            return n * 8 + (marks & HIGHS).trailing_zeros() as usize / 8;
-        }
-    }
-    chunks.len() * 8 + rest.iter().take_while(|byte| !matches!(byte, b'"' | b'\\' | ..0x20)).count()
+const CHUNK: usize = 16;
+
+/// How many bytes of a chunk, from its first, are neither a quote, nor a backslash, nor a control character.
+fn plain(chunk: &[u8; CHUNK]) -> usize {
+    const ONES: u128 = u128::MAX / 0xff;
+    const HIGHS: u128 = ONES << 7;
+    let word = u128::from_le_bytes(*chunk);
+    // The highest bit of each byte that is 0; a borrow may mark bytes above the first of those, never below.
+    let zeros = |word: u128| word.wrapping_sub(ONES) & !word;
+    let controls = word.wrapping_sub(ONES * 0x20) & !word;
+    let marks = (zeros(word ^ (ONES * 0x22)) | zeros(word ^ (ONES * 0x5c)) | controls) & HIGHS;
+    marks.trailing_zeros() as usize / 8
 }

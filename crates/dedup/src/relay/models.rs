@@ -135,7 +135,7 @@ impl Reader {
             // What `Relay::poll` does, but for a panic.
             let work = outing.work.as_mut().unwrap();
             match work.poll(&mut Context::from_waker(&self.relay.waker)) {
-                Poll::Pending => return outing.back(),
+                Poll::Pending => return outing.back(Some((&mut self.place, &waker))),
                 Poll::Ready(Some(item)) => outing.result(item, &mut self.place),
                 Poll::Ready(None) => drop(outing),
             }

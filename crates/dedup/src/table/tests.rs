@@ -102,6 +102,9 @@ fn op() -> impl Strategy<Value = Op> {
 /// A call, in the model: its key and fingerprint.
 type Known = (u64, Option<u8>);
 
+/// Which one it was.
+type Begun = (usize, Known, Arc<Flight<u64, usize>>);
+
 proptest! {
     /// Against two maps that say it as it is meant: what is aloft under a key, and what is kept.
     #[test]
@@ -109,7 +112,7 @@ proptest! {
         let table = table(100, 1 << 20);
         let mut aloft: HashMap<u64, (usize, Option<u8>)> = HashMap::new();
         let mut kept: HashMap<u64, (usize, Option<u8>)> = HashMap::new();
-        let mut flights: Vec<(usize, Known, Arc<Flight<u64, usize>>)> = Vec::new();
+        let mut flights: Vec<Begun> = Vec::new();
         let mut begun = 0;
         for op in ops {
             match op {

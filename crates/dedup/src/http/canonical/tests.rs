@@ -129,7 +129,7 @@ fn write(value: &Value, twist: &mut impl FnMut() -> usize) -> String {
             written.rotate_left(at);
             format!("{{{space}{}{space}}}", list(written))
         }
-        Value::String(text) if twist() % 2 == 0 => {
+        Value::String(text) if twist().is_multiple_of(2) => {
             let units = text.encode_utf16().map(|unit| format!("\\u{unit:04x}"));
             format!("\"{}\"", units.collect::<String>())
         }
@@ -179,8 +179,17 @@ proptest! {
     }
 
     #[test]
-    fn eight_at_a_time_find_what_one_finds(bytes in prop::collection::vec(prop_oneof![any::<u8>(), Just(b'a'), Just(b'"'), Just(0x1f), Just(0x9f)], 0..40)) {
-        let one = bytes.iter().take_while(|byte| !matches!(byte, b'"' | b'\\' | ..0x20)).count();
-        prop_assert_eq!(plain(&bytes), one);
+    fn sixteen_at_a_time_find_what_one_finds(
+        chunk in prop::array::uniform16(prop_oneof![any::<u8>(), Just(b'a'), Just(b'"'), Just(0x1f), Just(0x9f)]),
+    ) {
+        let one = chunk.iter().take_while(|byte| !matches!(byte, b'"' | b'\\' | ..0x20)).count();
+        prop_assert_eq!(plain(&chunk), one);
+    }
+
+    /// Strings of all lengths, in which all lengths of plain text stand between what is escaped.
+    #[test]
+    fn strings_are_what_serde_json_reads(text in "[a-c\"\\\\\n\u{1}é😀]{0,80}") {
+        let written = form(Value::from(text.as_str()).to_string()).unwrap();
+        prop_assert_eq!(written, string(&text));
     }
 }
