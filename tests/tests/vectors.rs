@@ -8,12 +8,19 @@ use tokio::time::{Instant, sleep};
 
 #[path = "vectors/circuit_breaker.rs"]
 mod circuit_breaker;
+#[path = "vectors/fallback.rs"]
+mod fallback;
 #[path = "vectors/rate_limit.rs"]
 mod rate_limit;
 
 #[test]
 fn circuit_breaker() {
     vectors::run::<circuit_breaker::Breaker>("circuit_breaker");
+}
+
+#[test]
+fn fallback() {
+    vectors::run::<fallback::Fallbacks>("fallback");
 }
 
 #[test]

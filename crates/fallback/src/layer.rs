@@ -116,11 +116,11 @@ impl<R, C, K, F> FallbackLayer<R, C, K, F> {
         self.add([name], One(Answer(answer)))
     }
 
-    /// Then asks any number of services of one type, each the target of its name: what a configuration says.
+    /// Then asks any number of services of one type, each the target of its name: what a configuration says, be it nobody.
     ///
     /// # Panics
     ///
-    /// As [`or`](Self::or), and if there are none.
+    /// As [`or`](Self::or).
     pub fn or_each<N: AsRef<str>, S>(
         self,
         targets: impl IntoIterator<Item = (N, S)>,
@@ -129,7 +129,6 @@ impl<R, C, K, F> FallbackLayer<R, C, K, F> {
         R: Append<Listed<S>, F>,
     {
         let (names, services): (Vec<_>, Vec<_>) = targets.into_iter().unzip();
-        assert!(!services.is_empty(), "a fallback to no targets falls back to nobody");
         self.add(&names, Listed(services))
     }
 

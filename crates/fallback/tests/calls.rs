@@ -219,6 +219,16 @@ async fn a_list_of_one_type() {
     assert_eq!(answered, [(1, 0), (0, 1), (0, 1)]);
 }
 
+/// A configuration may say nobody: then the first one is all.
+#[tokio::test(start_paused = true)]
+async fn a_list_of_nobody() {
+    let fallback = Fallback::new(["a"]);
+    let nobody: [(&str, Upstream); 0] = [];
+    let error =
+        ask(&fallback.layer("a").or_each(nobody).layer(Upstream::fails("no")), "1").await.unwrap_err();
+    assert_eq!(names(exhausted(&error).1), ["a"]);
+}
+
 /// Each takes over from what it is for.
 #[tokio::test(start_paused = true)]
 async fn targets_for_some_failures() {
@@ -513,7 +523,6 @@ fn what_can_never_work_cannot_be_built() {
     panics("no target that is named \"z\"", &|| drop(abc().layer("z")));
     panics("no target that is named \"z\"", &|| drop(abc().layer("a").or("z", a())));
     panics("in this layer twice", &|| drop(abc().layer("a").or("b", a()).or("a", a())));
-    panics("falls back to nobody", &|| drop(abc().layer("a").or_each([("b", a()); 0])));
     panics("0 attempts", &|| drop(Fallback::with(Settings::new().attempts(0), ["a"])));
     panics("within no time", &|| drop(Fallback::with(Settings::new().within(Duration::ZERO), ["a"])));
     panics("if a call needs 2s", &|| {
