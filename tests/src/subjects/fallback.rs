@@ -11,7 +11,7 @@ use std::{
 
 use axum::body::Body;
 use bartizan_core::{BoxError, Class, Classify, RetryAfter};
-use bartizan_fallback::{CommitLayer, Fallback, FirstChunk, Settings, http_failures};
+use bartizan_fallback::{CommitLayer, Fallback, FirstChunk, Panicked, Settings, http_failures};
 use http::{HeaderValue, Response};
 use tower::{Layer, ServiceExt, layer::layer_fn, service_fn};
 
@@ -48,6 +48,19 @@ impl<B> Classify<Response<B>> for Patient {
     }
 }
 
+/// Only panics move on: an error below comes out as it is, for whatever layer is outside to judge.
+#[derive(Clone, Copy)]
+struct OnlyPanics;
+
+impl<B> Classify<Response<B>> for OnlyPanics {
+    fn classify(&self, result: Result<&Response<B>, &(dyn Error + 'static)>) -> Class {
+        match result {
+            Err(error) if error.is::<Panicked>() => Class::Failure(RetryAfter::Unknown),
+            _ => Class::Success,
+        }
+    }
+}
+
 /// The user's classifier, which has a bug: it panics at the first three results.
 #[derive(Clone, Default)]
 struct Judge(Arc<AtomicUsize>);
@@ -68,7 +81,7 @@ fn waiting() -> Settings {
     Settings::new().within(DAYS).ready_within(DAYS)
 }
 
-/// Whoever fails below has failed: the other target is none that hides it.
+/// A target that is none.
 fn down() -> Wire {
     Wire::new(service_fn(async |_: Req| Err::<Res, _>(BoxError::from("the other target is down"))))
 }
@@ -123,7 +136,11 @@ impl Subject for Targets {
     }
 
     fn open(&self) -> Handle {
-        Self::handle(fallback(waiting()), down)
+        let fallback = fallback(waiting());
+        Handle::new(move || {
+            let layer = fallback.http_layer("below").or("other", down()).clone_request(copy);
+            layer.classify(OnlyPanics).served_by()
+        })
     }
 
     fn readiness(&self) -> Readiness {
@@ -215,7 +232,11 @@ impl Subject for Listed {
     }
 
     fn open(&self) -> Handle {
-        Self::handle(fallback(waiting()), down)
+        let fallback = fallback(waiting());
+        Handle::new(move || {
+            let layer = fallback.layer("below").or_each([("other", down())]).clone_request(copy);
+            layer.classify(OnlyPanics)
+        })
     }
 
     fn readiness(&self) -> Readiness {
