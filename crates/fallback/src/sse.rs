@@ -1,6 +1,6 @@
 //! When a stream of server-sent events has begun to say something.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use bartizan_core::{BoxError, sse::Decoder};
 use bytes::Bytes;
@@ -55,36 +55,75 @@ impl Watch for EventWatch {
 /// use http::Response;
 ///
 /// let (head, ()) = Response::builder().header("content-type", "text/event-stream").body(()).unwrap().into_parts();
-/// let mut watch = LlmEvents.watch(&head).expect("it is a stream of events");
+/// let mut watch = LlmEvents::new().watch(&head).expect("it is a stream of events");
 /// let role = r#"data: {"choices":[{"delta":{"role":"assistant","content":""}}]}"#;
 /// assert!(matches!(watch.chunk(&format!("{role}\n\n").into()), Step::Wait));
 /// let word = r#"data: {"choices":[{"delta":{"content":"Hello"}}]}"#;
 /// assert!(matches!(watch.chunk(&format!("{word}\n\n").into()), Step::Commit));
 /// assert!(watch.end().is_err(), "it must not end here");
 /// ```
-#[derive(Clone, Copy, Debug, Default)]
-pub struct LlmEvents;
+#[derive(Clone, Default)]
+pub struct LlmEvents {
+    error: Option<Arc<Interpret>>,
+}
+
+/// What the data of an event means that is an error.
+type Interpret = dyn Fn(&[u8]) -> BoxError + Send + Sync;
+
+impl LlmEvents {
+    /// Errors are told by their message.
+    pub const fn new() -> Self {
+        Self { error: None }
+    }
+
+    /// What an event that is an error means: the cause of the failure, made of the event's data. By default it is the
+    /// message.
+    #[must_use]
+    pub fn error(mut self, interpret: impl Fn(&[u8]) -> BoxError + Send + Sync + 'static) -> Self {
+        self.error = Some(Arc::new(interpret));
+        self
+    }
+}
 
 impl Commit for LlmEvents {
     type Watch = LlmWatch;
 
     fn watch(&self, head: &Parts) -> Option<LlmWatch> {
-        is_event_stream(head).then(|| LlmWatch { decoder: Some(decoder()), last: Tail::default() })
+        is_event_stream(head).then(|| LlmWatch {
+            decoder: Some(decoder()),
+            last: Tail::default(),
+            error: self.error.clone(),
+        })
+    }
+}
+
+impl fmt::Debug for LlmEvents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LlmEvents")
     }
 }
 
 /// Looks at a stream for [`LlmEvents`].
-#[derive(Debug)]
 pub struct LlmWatch {
     /// Gone once it has committed.
     decoder: Option<Decoder>,
     last: Tail,
+    error: Option<Arc<Interpret>>,
+}
+
+impl fmt::Debug for LlmWatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LlmWatch")
+            .field("committed", &self.decoder.is_none())
+            .field("last", &self.last)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Watch for LlmWatch {
     fn chunk(&mut self, chunk: &Bytes) -> Step {
         self.last.add(chunk);
-        step(&mut self.decoder, chunk, judge)
+        step(&mut self.decoder, chunk, |data| judge(data, self.error.as_deref()))
     }
 
     fn pass(&mut self, chunk: &Bytes) {
@@ -104,7 +143,7 @@ impl Watch for LlmWatch {
 
 const DONE: &[u8] = b"[DONE]";
 
-fn judge(data: &[u8]) -> Step {
+fn judge(data: &[u8], interpret: Option<&Interpret>) -> Step {
     if data.trim_ascii() == DONE {
         return Step::Reject("the stream ended before it had said anything".into());
     }
@@ -113,7 +152,8 @@ fn judge(data: &[u8]) -> Step {
     };
     if let Some(error) = event.get("error").filter(|error| !error.is_null()) {
         let message = error.get("message").and_then(Value::as_str).or_else(|| error.as_str());
-        return Step::Reject(message.unwrap_or("the stream began with an error").into());
+        let told = || message.unwrap_or("the stream began with an error").into();
+        return Step::Reject(interpret.map_or_else(told, |interpret| interpret(data)));
     }
     let choices = event.get("choices").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
     if choices.iter().any(says_something) { Step::Commit } else { Step::Wait }
@@ -213,7 +253,7 @@ mod tests {
     }
 
     fn llm() -> LlmWatch {
-        LlmEvents.watch(&head("text/event-stream; charset=utf-8", 200)).unwrap()
+        LlmEvents::new().watch(&head("text/event-stream; charset=utf-8", 200)).unwrap()
     }
 
     fn told(data: &str) -> &'static str {
@@ -276,7 +316,7 @@ mod tests {
     #[test]
     fn what_is_no_stream_passes() {
         for (kind, status) in [("application/json", 200), ("text/event-stream", 500), ("", 200)] {
-            assert!(LlmEvents.watch(&head(kind, status)).is_none(), "{kind} {status}");
+            assert!(LlmEvents::new().watch(&head(kind, status)).is_none(), "{kind} {status}");
             assert!(FirstEvent.watch(&head(kind, status)).is_none(), "{kind} {status}");
         }
     }
