@@ -14,7 +14,8 @@ use std::{
 
 use bartizan_core::{BoxError, Budget, Rejected, RejectionKind};
 use bartizan_fallback::{
-    CommitLayer, Exhausted, Fallback, FirstChunk, FirstEvent, LlmEvents, NotBegun, ServedBy, Settings,
+    Attempt, CommitLayer, Exhausted, Fallback, FirstChunk, FirstEvent, LlmEvents, NotBegun, ServedBy,
+    Settings,
 };
 use bartizan_provider::{
     Class, Error, Limits, Provider,
@@ -172,7 +173,7 @@ async fn a_stream_that_fails_before_its_content_is_asked_for_elsewhere() {
             let response = pair.ask().await.unwrap_or_else(|error| panic!("{what}: {error}"));
             let served = response.extensions().get::<ServedBy>().unwrap().clone();
             assert_eq!((response.status().as_u16(), served.name()), (200, "second"), "{what}");
-            assert_eq!(served.attempts().iter().map(|it| it.name()).collect::<Vec<_>>(), ["first"], "{what}");
+            assert_eq!(served.attempts().iter().map(Attempt::name).collect::<Vec<_>>(), ["first"], "{what}");
             assert!(begin.elapsed() <= SECOND, "{what}: {:?}", begin.elapsed());
             let (words, error) = read(response).await;
             assert_eq!((words.as_str(), error.map(|error| error.to_string())), (ANSWER, None), "{what}");

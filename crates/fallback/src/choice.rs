@@ -30,6 +30,7 @@ pub(crate) struct Bounds {
 
 /// What the targets are like just now.
 pub(crate) trait Field {
+    /// At most [`MOST`].
     fn len(&self) -> usize;
 
     /// Whether this one takes over from what has failed last.
@@ -73,15 +74,16 @@ pub(crate) enum Stop {
 
 impl Course {
     /// Whom to ask. What comes of it is to be told: [`called`](Self::called) or [`unready`](Self::unready).
+    #[inline]
     pub(crate) fn next(
         &mut self,
         field: &impl Field,
         bounds: &Bounds,
         now: &mut Now<impl FnMut() -> Instant>,
     ) -> Next {
-        for target in 0..field.len() {
-            let seen = self.asked.has(target) || self.unready.has(target) || self.aside.has(target);
-            if seen || !field.takes(target) {
+        let seen = Set(self.asked.0 | self.unready.0 | self.aside.0);
+        for target in Set::of(field.len()).without(seen).targets() {
+            if !field.takes(target) {
                 continue;
             }
             if field.aside(target, now).is_some() {
@@ -94,9 +96,7 @@ impl Course {
             return Next::Stop(Stop::NobodyLeft);
         }
         // The least bad: whoever may be asked again first. One that may by now comes before all others.
-        let until = |target: usize, now: &mut _| field.aside(target, now);
-        let left = (0..field.len()).filter(|target| self.aside.has(*target));
-        match left.min_by_key(|target| until(*target, now)) {
+        match self.aside.targets().min_by_key(|target| field.aside(*target, now)) {
             Some(target) => self.ask(target, bounds, now),
             None => Next::Stop(Stop::NobodyLeft),
         }
@@ -136,20 +136,14 @@ impl Course {
 
     /// Whether a further target may be asked, should this one fail: whether the request has to be kept.
     pub(crate) fn may_go_on(&self, target: usize, targets: usize, bounds: &Bounds) -> bool {
-        let others =
-            (0..targets).any(|other| other != target && !self.asked.has(other) && !self.unready.has(other));
-        others && self.attempts + 1 < bounds.attempts
+        let others = Set::of(targets).without(Set(self.asked.0 | self.unready.0 | 1 << target));
+        others != Set::default() && self.attempts + 1 < bounds.attempts
     }
 
     /// Those that were to be left alone and were not asked, in order.
     #[inline]
     pub(crate) fn left_alone(&self) -> impl Iterator<Item = usize> + use<> {
-        let Set(mut left) = self.aside;
-        std::iter::from_fn(move || {
-            let target = left.trailing_zeros() as usize;
-            left &= left.wrapping_sub(1);
-            (target < MOST).then_some(target)
-        })
+        self.aside.targets()
     }
 }
 
@@ -158,8 +152,26 @@ impl Course {
 struct Set(u64);
 
 impl Set {
-    const fn has(self, target: usize) -> bool {
-        self.0 & 1 << target != 0
+    /// The first `n`, up to [`MOST`].
+    #[inline]
+    const fn of(n: usize) -> Self {
+        Self(if n >= MOST { u64::MAX } else { (1 << n) - 1 })
+    }
+
+    #[inline]
+    const fn without(self, others: Self) -> Self {
+        Self(self.0 & !others.0)
+    }
+
+    /// In order.
+    #[inline]
+    fn targets(self) -> impl Iterator<Item = usize> + use<> {
+        let Self(mut left) = self;
+        std::iter::from_fn(move || {
+            let target = left.trailing_zeros() as usize;
+            left &= left.wrapping_sub(1);
+            (target < MOST).then_some(target)
+        })
     }
 
     const fn add(&mut self, target: usize) {

@@ -47,7 +47,7 @@ pub(crate) struct Known {
     pub(crate) name: Arc<str>,
     /// Which of the asides is its own, or its quota's.
     aside: usize,
-    pub(crate) answered: AtomicU64,
+    pub(crate) took_over: AtomicU64,
     pub(crate) failed: AtomicU64,
     pub(crate) skipped: AtomicU64,
 }
@@ -92,7 +92,7 @@ impl Fallback {
             Known {
                 name: target.name.clone(),
                 aside,
-                answered: AtomicU64::new(0),
+                took_over: AtomicU64::new(0),
                 failed: AtomicU64::new(0),
                 skipped: AtomicU64::new(0),
             }
@@ -139,7 +139,7 @@ impl Fallback {
         let mut now = || *now.get_or_insert_with(Instant::now);
         let targets = self.0.targets.iter().enumerate().map(|(n, known)| TargetStats {
             name: known.name.clone(),
-            answered: known.answered.load(Relaxed),
+            took_over: known.took_over.load(Relaxed),
             failed: known.failed.load(Relaxed),
             skipped: known.skipped.load(Relaxed),
             aside_for: self.until(n, &mut now).map(|until| until - now()),
@@ -243,8 +243,8 @@ pub struct Stats {
 pub struct TargetStats {
     /// Its name.
     pub name: Arc<str>,
-    /// Calls that it has answered, errors that are the caller's own included.
-    pub answered: u64,
+    /// Requests that it has answered after another one had failed or was skipped.
+    pub took_over: u64,
     /// Calls that it has failed.
     pub failed: u64,
     /// Requests that were not sent to it although it was its turn: it was not ready, or to be left alone.

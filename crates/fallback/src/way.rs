@@ -10,7 +10,7 @@ use bartizan_core::{BoxError, Budget, Class, Classify, Rejected, RejectionKind, 
 use tokio::time::Instant;
 
 use crate::{
-    Attempt, CloneRequest, Exhausted, Form, Skipped, Targets, Why,
+    Attempt, CloneRequest, Exhausted, Form, Settings, Skipped, Targets, Why,
     choice::{Bounds, Course, Field, Next, Now, Stop},
     fallback::Known,
     future::later,
@@ -23,8 +23,15 @@ pub(crate) struct Way<T, C, K, F, Req> {
     request: Option<Req>,
     begun: bool,
     course: Course,
-    bounds: Bounds,
+    deadline: Option<Instant>,
     budget: Option<Budget>,
+    /// There is none as long as all goes well.
+    trail: Option<Box<Trail>>,
+}
+
+/// What has gone wrong so far.
+#[derive(Default)]
+struct Trail {
     attempts: Vec<Attempt>,
     /// Targets that were not ready, and their errors.
     unready: Vec<(usize, Option<Arc<dyn Error + Send + Sync>>)>,
@@ -33,26 +40,29 @@ pub(crate) struct Way<T, C, K, F, Req> {
 impl<T, C, K, F, Req> Way<T, C, K, F, Req> {
     #[inline]
     pub(crate) fn new(shared: Arc<Shared<T, C, K, F>>, request: Req) -> Self {
-        let settings = shared.fallback.settings();
-        let (attempts, min_attempt) = (settings.attempts, settings.min_attempt);
         Self {
             shared,
             request: Some(request),
             begun: false,
             course: Course::default(),
-            bounds: Bounds { attempts, deadline: None, min_attempt },
+            deadline: None,
             budget: None,
-            attempts: Vec::new(),
-            unready: Vec::new(),
+            trail: None,
         }
     }
 
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.bounds.deadline
+        self.deadline
     }
 
     pub(crate) fn patience(&self) -> Duration {
         self.shared.fallback.settings().ready_within
+    }
+
+    #[inline]
+    fn bounds(&self) -> Bounds {
+        let Settings { attempts, min_attempt, .. } = *self.shared.fallback.settings();
+        Bounds { attempts, deadline: self.deadline, min_attempt }
     }
 
     fn known(&self, target: usize) -> &Known {
@@ -74,9 +84,10 @@ where
             self.begun = true;
             self.bind();
         }
-        let failed = self.attempts.last().map(Attempt::cause);
+        let bounds = self.bounds();
+        let failed = self.trail.as_ref().and_then(|trail| trail.attempts.last()).map(Attempt::cause);
         let targets = Chain { shared: &self.shared, failed };
-        match self.course.next(&targets, &self.bounds, &mut Now::new(Instant::now)) {
+        match self.course.next(&targets, &bounds, &mut Now::new(Instant::now)) {
             Next::Ask(_) if self.is_spent() => Err(Why::Attempts),
             Next::Ask(_) if self.request.is_none() => Err(Why::NotCloned),
             Next::Ask(target) => Ok(target),
@@ -94,14 +105,14 @@ where
         let within = fallback.settings().within;
         let request = self.request.as_mut().expect("nobody was asked yet");
         self.budget = form.budget(request);
-        self.bounds.deadline = within.map(|within| later(Instant::now(), within));
+        self.deadline = within.map(|within| later(Instant::now(), within));
         if let Some(deadline) = self.budget.as_ref().and_then(Budget::deadline) {
             let deadline = Instant::from_std(deadline);
-            self.bounds.deadline = Some(self.bounds.deadline.map_or(deadline, |ours| ours.min(deadline)));
+            self.deadline = Some(self.deadline.map_or(deadline, |ours| ours.min(deadline)));
         }
         if self.budget.is_none() && form.lends() {
             let calls = fallback.settings().attempts;
-            let budget = match self.bounds.deadline {
+            let budget = match self.deadline {
                 Some(deadline) => Budget::until(calls, deadline.into_std()),
                 None => Budget::new(calls),
             };
@@ -125,7 +136,7 @@ where
     pub(crate) fn leave_out(&mut self, target: usize, error: Option<BoxError>) {
         self.course.unready(target);
         self.known(target).skipped.fetch_add(1, Relaxed);
-        self.unready.push((target, error.map(Arc::from)));
+        self.trail.get_or_insert_default().unready.push((target, error.map(Arc::from)));
     }
 
     /// The request, for a target that is about to be called.
@@ -135,7 +146,7 @@ where
             return Err(Why::Attempts);
         }
         let request = self.request.take().expect("it was looked for just now");
-        if self.course.may_go_on(target, self.shared.links.len(), &self.bounds) {
+        if self.course.may_go_on(target, self.shared.links.len(), &self.bounds()) {
             self.request = self.shared.clone.clone_request(&request);
         }
         self.course.called(target);
@@ -174,12 +185,15 @@ where
         target: usize,
         mut result: Result<T::Response, BoxError>,
     ) -> Result<T::Response, BoxError> {
-        self.known(target).answered.fetch_add(1, Relaxed);
-        self.count_left_alone();
+        // The first one to be asked counts nothing: to write what all calls share is dear.
+        if self.trail.is_some() || self.course.left_alone().next().is_some() {
+            self.count_left_alone();
+            self.known(target).took_over.fetch_add(1, Relaxed);
+        }
         if let Ok(response) = &mut result
             && self.shared.form.marks()
         {
-            let (attempts, skipped) = (std::mem::take(&mut self.attempts), self.skipped());
+            let (attempts, skipped) = (self.take_attempts(), self.skipped());
             self.shared.form.mark(response, &self.known(target).name, attempts, skipped);
         }
         result
@@ -203,11 +217,16 @@ where
         let known = self.known(target);
         known.failed.fetch_add(1, Relaxed);
         let name = known.name.clone();
-        self.attempts.push(Attempt { name, cause: cause.into(), retry_after });
+        let attempt = Attempt { name, cause: cause.into(), retry_after };
+        self.trail.get_or_insert_default().attempts.push(attempt);
+    }
+
+    fn take_attempts(&mut self) -> Vec<Attempt> {
+        self.trail.as_mut().map(|trail| std::mem::take(&mut trail.attempts)).unwrap_or_default()
     }
 
     /// Those that were left alone have been skipped, now that it is known that nobody has come back to them.
-    #[inline]
+    #[cold]
     fn count_left_alone(&self) {
         for target in self.course.left_alone() {
             self.known(target).skipped.fetch_add(1, Relaxed);
@@ -221,7 +240,8 @@ where
             (target, Skipped { name, aside, error })
         };
         let aside = self.course.left_alone().map(|target| skipped(target, true, None));
-        let unready = self.unready.iter().map(|(target, error)| skipped(*target, false, error.clone()));
+        let unready = self.trail.iter().flat_map(|trail| &trail.unready);
+        let unready = unready.map(|(target, error)| skipped(*target, false, error.clone()));
         let mut all: Vec<_> = aside.chain(unready).collect();
         all.sort_by_key(|(target, _)| *target);
         all.into_iter().map(|(_, skipped)| skipped).collect()
@@ -238,7 +258,7 @@ where
         };
         counter.fetch_add(1, Relaxed);
         self.count_left_alone();
-        let (attempts, skipped) = (std::mem::take(&mut self.attempts), self.skipped());
+        let (attempts, skipped) = (self.take_attempts(), self.skipped());
         let retry_after = soonest(attempts.iter().map(Attempt::retry_after));
         let detail = Exhausted { why, attempts, skipped };
         Rejected::new(kind, crate::NAME).with_retry_after(retry_after).with_source(detail).into()
