@@ -18,7 +18,7 @@ use bartizan_fallback::{
     Settings,
 };
 use bartizan_provider::{
-    Class, Error, Limits, Provider,
+    Class, Error, Limits, Provider, RetryPolicy,
     mock::{Mock, Script},
 };
 use bartizan_tests::alloc::{Counted, Counting, allocations};
@@ -28,7 +28,7 @@ use http::{Request, Response};
 use http_body::Body;
 use http_body_util::{BodyExt, Full};
 use tokio::time::Instant;
-use tower::{Layer, Service, ServiceExt, service_fn, util::BoxCloneSyncService};
+use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn, util::BoxCloneSyncService};
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -293,6 +293,96 @@ async fn first_events_and_first_chunks() {
     assert_eq!(status_of(events([]).frames([": hello\n\n"]), &event).await, second);
     assert_eq!(status_of(events([ROLE, WORD]).fail_after(1), &event).await, first_broken);
     assert_eq!(status_of(Script::new().fail_after(1), &chunk).await, first_broken);
+}
+
+/// Three upstreams which all do as `script` says, each retried, in one fallback.
+fn retried(settings: Settings, retries: u32, shared: bool, script: &Script) -> (Stack, [Mock; 3]) {
+    let mocks = [Mock::new(), Mock::new(), Mock::new()];
+    mocks.iter().for_each(|mock| mock.script_always(script.clone()));
+    let target = |mock: &Mock| {
+        let provider = Provider::new(mock.service(), "http://mock.example/v1").unwrap();
+        let commit = CommitLayer::new(LlmEvents::new()).layer(provider);
+        boxed(ServiceBuilder::new().retry(RetryPolicy::new().retries(retries)).service(commit))
+    };
+    let fallback = Fallback::with(settings, ["a", "b", "c"]);
+    let layer = fallback.http_layer("a").or_each([("b", target(&mocks[1])), ("c", target(&mocks[2]))]);
+    let first = target(&mocks[0]);
+    (if shared { boxed(layer.shared_budget().layer(first)) } else { boxed(layer.layer(first)) }, mocks)
+}
+
+fn all_calls(mocks: &[Mock; 3]) -> u64 {
+    mocks.iter().map(Mock::calls).sum()
+}
+
+/// Pitfall 42: retries within fallbacks multiply, unless they have one budget: the upstreams count.
+#[tokio::test(start_paused = true)]
+async fn retries_and_fallbacks_together_never_exceed_the_budget() {
+    for script in [Script::new().status(503), Script::new().fail(), Script::new().fail_after(1)] {
+        for retries in 0..4 {
+            // With no budget of their own each target has its retries.
+            let (service, mocks) = retried(Settings::new(), retries, false, &script);
+            assert!(service.oneshot(question()).await.is_err());
+            assert_eq!(all_calls(&mocks), 3 * (1 + u64::from(retries)));
+
+            for budget in 1..10_u32 {
+                let most = u64::from(budget).min(3 * (1 + u64::from(retries)));
+                let (service, mocks) = retried(Settings::new(), retries, false, &script);
+                let mut request = question();
+                request.extensions_mut().insert(Budget::new(budget));
+                let error = service.oneshot(request).await.unwrap_err();
+                assert_eq!(Rejected::find(&*error).unwrap().kind(), RejectionKind::Exhausted);
+                assert_eq!(all_calls(&mocks), most, "{retries} retries, a budget of {budget}");
+
+                // The fallback's own settings, shared.
+                let (service, mocks) = retried(Settings::new().attempts(budget), retries, true, &script);
+                assert!(service.oneshot(question()).await.is_err());
+                assert_eq!(all_calls(&mocks), most, "{retries} retries, {budget} attempts");
+
+                // The other way round: the fallback begins anew each time.
+                let (service, mocks) = retried(Settings::new(), 0, false, &script);
+                let service =
+                    ServiceBuilder::new().retry(RetryPolicy::new().retries(retries)).service(service);
+                let mut request = question();
+                request.extensions_mut().insert(Budget::new(budget));
+                assert!(service.oneshot(request).await.is_err());
+                assert_eq!(all_calls(&mocks), most, "{retries} retries outside, a budget of {budget}");
+            }
+        }
+    }
+}
+
+/// What all are short of is time: no retry, and no other target, begins after it.
+#[tokio::test(start_paused = true)]
+async fn retries_and_fallbacks_together_have_one_time() {
+    let script = Script::new().status(503).header("retry-after", "4");
+    let (begin, time) = (Instant::now(), 10 * SECOND);
+    let (service, mocks) = retried(Settings::new().within(time), 9, true, &script);
+    assert!(service.oneshot(question()).await.is_err());
+    // At 0, 4 and 8 seconds the first one; and what is left of the time then is enough for the others once.
+    assert_eq!(mocks.each_ref().map(Mock::calls), [3, 1, 1]);
+    assert_eq!(begin.elapsed(), 8 * SECOND);
+
+    let (begin, hang) = (Instant::now(), Script::new().hang());
+    let (service, mocks) = retried(Settings::new().within(time), 9, true, &hang);
+    let error = service.oneshot(question()).await.unwrap_err();
+    assert_eq!(Rejected::find(&*error).unwrap().kind(), RejectionKind::Deadline);
+    assert_eq!((begin.elapsed(), all_calls(&mocks)), (time, 1));
+}
+
+/// A retry that succeeds asks nobody else; what cannot succeed is asked for elsewhere at once.
+#[tokio::test(start_paused = true)]
+async fn retries_before_fallbacks() {
+    let (service, mocks) = retried(Settings::new(), 2, true, &Script::new());
+    mocks[0].script(Script::new().status(503));
+    let response = service.clone().oneshot(question()).await.unwrap();
+    assert_eq!(read(response).await.0, ANSWER);
+    assert_eq!(mocks.each_ref().map(Mock::calls), [2, 0, 0]);
+
+    mocks[0].script_always(Script::new().status(401));
+    let begin = Instant::now();
+    let response = service.oneshot(question()).await.unwrap();
+    assert_eq!((read(response).await.0.as_str(), begin.elapsed()), (ANSWER, Duration::ZERO));
+    assert_eq!(mocks.each_ref().map(Mock::calls), [3, 1, 0]);
 }
 
 /// A request, which knows how often it was copied.

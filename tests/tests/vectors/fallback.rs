@@ -11,7 +11,7 @@ use std::{
 
 use bartizan_core::{BoxError, Class, Classify, Rejected, RejectionKind, RetryAfter};
 use bartizan_fallback::{
-    CommitLayer, Exhausted, FailedResponse, Fallback, FirstChunk, Panicked, ServedBy, Settings,
+    CommitLayer, Exhausted, FailedResponse, Fallback, FirstChunk, Panicked, ServedBy, Settings, Skipped,
 };
 use bartizan_tests::vectors::{Adapter, Answer, Fields, Step};
 use bytes::Bytes;
@@ -267,7 +267,7 @@ async fn read(response: Response<Body>) -> Value {
     let told = head.extensions.get::<Told>().expect("a provider has answered");
     let served = head.extensions.get::<ServedBy>().expect("the layer marks responses");
     let causes: Vec<_> = served.attempts().iter().map(cause).collect();
-    let skipped: Vec<_> = served.skipped().iter().map(|it| it.name()).collect();
+    let skipped: Vec<_> = served.skipped().iter().map(Skipped::name).collect();
     let mut seen = json!({"served_by": served.name(), "skipped": skipped, "causes": causes});
     while let Some(frame) = body.frame().await {
         if let Err(error) = frame {
@@ -298,6 +298,6 @@ fn failure(error: &BoxError) -> Value {
         kind => panic!("no fallback refuses with {kind}"),
     };
     let causes: Vec<_> = detail.attempts().iter().map(cause).collect();
-    let skipped: Vec<_> = detail.skipped().iter().map(|it| it.name()).collect();
+    let skipped: Vec<_> = detail.skipped().iter().map(Skipped::name).collect();
     json!({"error": {"kind": kind, "causes": causes}, "skipped": skipped})
 }
