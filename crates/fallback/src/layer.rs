@@ -16,8 +16,6 @@ pub struct FallbackLayer<R, C, K, F> {
     fallback: Fallback,
     /// Of all targets, the service below included.
     links: Vec<Link>,
-    /// The targets that were added last begin here.
-    last: usize,
     rest: R,
     classify: C,
     clone: K,
@@ -27,7 +25,7 @@ pub struct FallbackLayer<R, C, K, F> {
 impl<C, F> FallbackLayer<Nobody, C, crate::Cloned, F> {
     pub(crate) fn new(fallback: Fallback, first: usize, classify: C, form: F) -> Self {
         let links = vec![Link::to(first)];
-        Self { fallback, links, last: 1, rest: Nobody, classify, clone: crate::Cloned, form }
+        Self { fallback, links, rest: Nobody, classify, clone: crate::Cloned, form }
     }
 }
 
@@ -141,7 +139,6 @@ impl<R, C, K, F> FallbackLayer<R, C, K, F> {
         R: Append<T, F>,
     {
         let Self { fallback, mut links, rest, classify, clone, form, .. } = self;
-        let last = links.len();
         for name in names {
             let name = name.as_ref();
             let place = fallback.place(name);
@@ -152,19 +149,25 @@ impl<R, C, K, F> FallbackLayer<R, C, K, F> {
             links.push(Link::to(place));
         }
         assert!(links.len() <= MOST, "a fallback has at most {MOST} targets in a layer");
-        FallbackLayer { fallback, links, last, rest: rest.append(target), classify, clone, form }
+        FallbackLayer { fallback, links, rest: rest.append(target), classify, clone, form }
     }
 
-    /// The target that was added last (those, after [`or_each`](Self::or_each)) takes over only from failures for which
-    /// this holds: a larger model from a context that is too long. It is given the cause of the failure before.
+    /// The target of this name is asked only if this holds: a larger model after a context that was too long. It is given
+    /// the cause of the failure before, or `None` as long as nobody was asked, because others are left alone or not ready.
     ///
-    /// Such a target is never the first one to be asked.
+    /// # Panics
+    ///
+    /// If this layer has no target of this name but the first one.
     #[must_use]
-    pub fn when(mut self, takes: impl Fn(&(dyn Error + 'static)) -> bool + Send + Sync + 'static) -> Self {
-        let takes: Arc<crate::service::Takes> = Arc::new(takes);
-        for link in &mut self.links[self.last..] {
-            link.takes = Some(takes.clone());
-        }
+    pub fn when(
+        mut self,
+        name: &str,
+        takes: impl Fn(Option<&(dyn Error + 'static)>) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        let place = self.fallback.place(name);
+        let link = self.links[1..].iter_mut().find(|link| link.place == place);
+        let link = link.unwrap_or_else(|| panic!("this layer does not fall back to {name:?}"));
+        link.takes = Some(Arc::new(takes));
         self
     }
 
@@ -176,8 +179,8 @@ impl<R, C, K, F> FallbackLayer<R, C, K, F> {
     /// `Conflict`).
     #[must_use]
     pub fn classify<D>(self, classify: D) -> FallbackLayer<R, D, K, F> {
-        let Self { fallback, links, last, rest, clone, form, .. } = self;
-        FallbackLayer { fallback, links, last, rest, classify, clone, form }
+        let Self { fallback, links, rest, clone, form, .. } = self;
+        FallbackLayer { fallback, links, rest, classify, clone, form }
     }
 
     /// How requests are copied, where they are not `Clone`, or not always. Of `None` the request is sent once.
@@ -186,8 +189,8 @@ impl<R, C, K, F> FallbackLayer<R, C, K, F> {
     where
         X: Fn(&Req) -> Option<Req>,
     {
-        let Self { fallback, links, last, rest, classify, form, .. } = self;
-        FallbackLayer { fallback, links, last, rest, classify, clone: CloneWith(clone), form }
+        let Self { fallback, links, rest, classify, form, .. } = self;
+        FallbackLayer { fallback, links, rest, classify, clone: CloneWith(clone), form }
     }
 }
 

@@ -33,8 +33,8 @@ pub(crate) struct Link {
     pub(crate) takes: Option<Arc<Takes>>,
 }
 
-/// Whether a target takes over from a failure with this cause.
-pub(crate) type Takes = dyn Fn(&(dyn Error + 'static)) -> bool + Send + Sync;
+/// Whether a target takes over from a failure with this cause, or from nobody.
+pub(crate) type Takes = dyn Fn(Option<&(dyn Error + 'static)>) -> bool + Send + Sync;
 
 impl Link {
     pub(crate) const fn to(place: usize) -> Self {

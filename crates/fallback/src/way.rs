@@ -300,7 +300,7 @@ impl<T, C, K, F> Field for Chain<'_, T, C, K, F> {
     fn takes(&self, target: usize) -> bool {
         match &self.shared.links[target].takes {
             None => true,
-            Some(takes) => self.failed.is_some_and(|cause| takes(cause)),
+            Some(takes) => takes(self.failed),
         }
     }
 

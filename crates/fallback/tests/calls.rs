@@ -239,20 +239,21 @@ async fn targets_for_some_failures() {
         let service = Fallback::new(["a", "general", "large"])
             .layer("a")
             .or("general", general)
-            .when(|cause| cause.to_string() != "too long")
+            .when("general", |cause| cause.is_none_or(|cause| cause.to_string() != "too long"))
             .or_each([("large", large)])
-            .when(|cause| cause.to_string() == "too long")
+            .when("large", |cause| cause.is_some_and(|cause| cause.to_string() == "too long"))
             .layer(a);
         ask(&service, "1").await.unwrap()
     };
     assert_eq!(ask_with("too long").await, "large 1");
     assert_eq!(ask_with("down").await, "general 1");
 
-    // It is nobody's first choice.
+    // It need not be anybody's first choice.
     let (a, large) = (Upstream::works("a"), Upstream::works("large"));
     let fallback = Fallback::new(["a", "large"]);
     fallback.put_aside("a", SECOND);
-    let service = fallback.layer("a").or("large", large.clone()).when(|_| true).layer(a);
+    let service =
+        fallback.layer("a").or("large", large.clone()).when("large", |cause| cause.is_some()).layer(a);
     assert_eq!((ask(&service, "1").await.unwrap().as_str(), large.calls()), ("a 1", 0));
 }
 
@@ -524,6 +525,7 @@ fn what_can_never_work_cannot_be_built() {
     panics("no target that is named \"z\"", &|| drop(abc().layer("z")));
     panics("no target that is named \"z\"", &|| drop(abc().layer("a").or("z", a())));
     panics("in this layer twice", &|| drop(abc().layer("a").or("b", a()).or("a", a())));
+    panics("does not fall back to \"a\"", &|| drop(abc().layer("a").or("b", a()).when("a", |_| true)));
     panics("0 attempts", &|| drop(Fallback::with(Settings::new().attempts(0), ["a"])));
     panics("within no time", &|| drop(Fallback::with(Settings::new().within(Duration::ZERO), ["a"])));
     panics("if a call needs 2s", &|| {

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use bartizan_core::{BoxError, Budget, Class as Outcome, Rejected, RetryAfter, chain, headers};
+use bartizan_core::{BoxError, Budget, Class as Outcome, Rejected, RetryAfter, headers};
 use http::{Request, Response};
 use tokio::time::{Instant, Sleep, sleep};
 use tower::retry::{Policy, budget::Budget as Share};
@@ -204,21 +204,16 @@ fn of_response<B>(response: &Response<B>) -> Said {
     }
 }
 
-/// The outermost error of a kind that is known decides, since whoever wrapped the other one knew more.
+/// Whatever is wrapped around it: a layer that has refused would do so again, however its refusal was told.
 fn of_error(error: &(dyn StdError + 'static)) -> Said {
-    for error in chain(error) {
-        if let Some(error) = error.downcast_ref::<Error>() {
-            return if error.is_transient() { Said::Again(error.retry_after()) } else { Said::Never };
-        }
-        if let Some(rejected) = error.downcast_ref::<Rejected>() {
-            return match rejected.class() {
-                Outcome::Failure(retry_after) => Said::Again(retry_after),
-                Outcome::Success | Outcome::Ignore => Said::Never,
-            };
-        }
+    match (Rejected::find(error).map(Rejected::class), Error::find(error)) {
+        (Some(Outcome::Failure(retry_after)), _) => Said::Again(retry_after),
+        (Some(Outcome::Success | Outcome::Ignore), _) => Said::Never,
+        (None, Some(error)) if error.is_transient() => Said::Again(error.retry_after()),
+        (None, Some(_)) => Said::Never,
+        // A transport's own: it did not get through.
+        (None, None) => Said::Again(RetryAfter::Unknown),
     }
-    // A transport's own: it did not get through.
-    Said::Again(RetryAfter::Unknown)
 }
 
 impl<B: Clone, R> Policy<Request<B>, Response<R>, BoxError> for RetryPolicy {

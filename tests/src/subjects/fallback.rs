@@ -201,7 +201,7 @@ impl Subject for Targets {
         });
         let filtering = Handle::new(move || {
             let layer = of_filter.http_layer("below").or("other", down()).clone_request(copy);
-            layer.when(|_| panic!("the filter panics"))
+            layer.when("other", |_| panic!("the filter panics"))
         });
         let transforming = Handle::new(move || {
             let panics = |_: Req| -> Req { panic!("the transform panics") };

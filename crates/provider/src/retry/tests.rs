@@ -73,6 +73,9 @@ fn errors_by_their_class() {
     for kind in [RejectionKind::CircuitOpen, RejectionKind::RateLimited, RejectionKind::Invalid] {
         assert_eq!(refused(kind), Said::Never, "{kind}");
     }
+    let told =
+        Error::new(Class::Overloaded, "open").with_source(Rejected::new(RejectionKind::CircuitOpen, "layer"));
+    assert_eq!(of(told.into()), Said::Never, "a refusal in other words");
     let inner = Error::new(Class::Auth, "no");
     assert_eq!(of(std::io::Error::other(inner).into()), Said::Never, "however wrapped");
     assert_eq!(of("the wire was cut".into()), Said::Again(RetryAfter::Unknown));
