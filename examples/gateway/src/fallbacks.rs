@@ -17,7 +17,7 @@ use bartizan_core::{
 };
 use bartizan_fallback::{
     Attempt, Cloned, Commit, CommitLayer, Exhausted, FailedResponse, Fallback, FallbackService, Http, Listed,
-    LlmEvents, LlmWatch, NotBegun, One, Or, ServedBy, Skipped,
+    LlmEvents, LlmWatch, NotBegun, One, Or, ServedBy, Skipped, TargetStats,
 };
 use bartizan_provider::{Class, Error, RetryPolicy};
 use bytes::Bytes;
@@ -27,6 +27,7 @@ use futures_util::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, response::Parts};
 use http_body_util::{Either as EitherBody, Full};
+use serde_json::{Value, json};
 use tokio::time::Instant;
 use tower::{
     Layer, Service, ServiceBuilder, ServiceExt,
@@ -139,6 +140,27 @@ impl Fallbacks {
             layer = layer.when(name, move |cause| takes.takes(cause.and_then(class_of)));
         }
         Asked { chain: Some(layer.layer(alone.clone())), alone, budget }
+    }
+}
+
+impl Fallbacks {
+    /// What there is to tell of every model, and of requests that nobody has answered.
+    pub(crate) fn describe(&self) -> Value {
+        let stats = self.fallback.stats();
+        let of = |target: &TargetStats| {
+            json!({
+                "name": *target.name,
+                "took_over": target.took_over,
+                "failed": target.failed,
+                "skipped": target.skipped,
+                "left_alone_for": target.aside_for.map(|time| time.as_secs_f64()),
+            })
+        };
+        json!({
+            "fallbacks": stats.targets.iter().map(of).collect::<Vec<_>>(),
+            "exhausted": stats.exhausted,
+            "out_of_time": stats.out_of_time,
+        })
     }
 }
 

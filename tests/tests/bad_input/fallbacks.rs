@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use bartizan_provider::mock::{Mock, Script};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
     gateway_under_test::{Gateway, mock, model},
@@ -25,7 +25,7 @@ impl Front {
         let limits = "head_ms = 300\nfirst_frame_ms = 300\nidle_ms = 300\n";
         let own = |name, upstream: SocketAddr, more: &str| model(name, upstream, &format!("{limits}{more}"));
         let models = [own("chat", a, more), own("second", b, ""), own("third", c, ""), format!("{rest}\n")];
-        Self { gateway: Gateway::start("", &models).await, chat, second, third }
+        Self { gateway: Gateway::start("admin_token = \"adm-7Wq2kZ\"", &models).await, chat, second, third }
     }
 
     async fn ask(&self, body: &str) -> Answer {
@@ -34,6 +34,11 @@ impl Front {
 
     async fn ask_with(&self, headers: &str, body: &str) -> Answer {
         exchange(self.gateway.address, &with_length(&format!("{CHAT}{headers}"), body)).await
+    }
+
+    async fn admin(&self, headers: &str) -> Answer {
+        let head = "GET /admin/fallbacks HTTP/1.1\r\nhost: gateway\r\nconnection: close\r\n";
+        exchange(self.gateway.address, format!("{head}{headers}\r\n").as_bytes()).await
     }
 
     fn calls(&self) -> [u64; 3] {
@@ -195,6 +200,14 @@ async fn a_model_that_says_when_to_come_back() {
         assert_answered(&front.ask(GOOD).await, "second", Some("\"chat\";skipped"));
     }
     assert_eq!(front.calls(), [1, 4, 0]);
+    // Operators see it.
+    let told = front.admin("authorization: Bearer adm-7Wq2kZ\r\n").await;
+    let told: Value = serde_json::from_str(&told.body).unwrap();
+    let [chat, second, _] = &told["fallbacks"].as_array().unwrap()[..] else { panic!("{told}") };
+    assert_eq!((&chat["failed"], &chat["skipped"], &second["took_over"]), (&json!(1), &json!(3), &json!(4)));
+    let left = chat["left_alone_for"].as_f64().unwrap();
+    assert!((1.0..=60.0).contains(&left) && second["left_alone_for"].is_null(), "{told}");
+    assert_eq!(front.admin("").await.status, 401);
     // Who wants this model and no other gets it.
     assert_answered(&front.ask_with("x-bartizan-fallback: off\r\n", GOOD).await, "chat", None);
     front.gateway.stop().await;
