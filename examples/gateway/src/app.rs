@@ -32,13 +32,14 @@ use http_body::Body;
 use http_body_util::Full;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tower::{Service, ServiceBuilder, ServiceExt, filter::FilterLayer, util::Oneshot};
+use tower::{Layer, Service, ServiceBuilder, ServiceExt, filter::FilterLayer, util::Oneshot};
 
 use crate::{
     access::Access,
     circuit_breakers::CircuitBreakers,
     config::{Config, Model, Upstream},
     dedup::Dedup,
+    fallbacks::{self, Fallbacks},
     rate_limits::{self, RateLimits, following},
 };
 
@@ -54,6 +55,7 @@ pub struct App {
     /// `None` if nothing is limited.
     rate_limits: Option<Arc<RateLimits>>,
     circuit_breakers: Arc<CircuitBreakers>,
+    fallbacks: Arc<Fallbacks>,
     /// `None` if no model wants it.
     dedup: Option<Arc<Dedup>>,
     draining: Arc<AtomicBool>,
@@ -81,6 +83,7 @@ impl App {
             access: Arc::new(Access::new(&config)),
             rate_limits: RateLimits::new(&config),
             circuit_breakers: Arc::new(CircuitBreakers::new(&config)),
+            fallbacks: Arc::new(Fallbacks::new(&config)),
             dedup: Dedup::new(&config),
             config: Arc::new(config),
             mock,
@@ -125,11 +128,14 @@ impl App {
         let config = &self.config;
         let transport = HttpTransport::new();
         let upstream = |model: &Model| {
-            let provider = self.provider(model, transport.clone());
-            (model.name.clone(), self.circuit_breakers.around(&model.name, provider))
+            let provider = self.fallbacks.begun(model).layer(self.provider(model, transport.clone()));
+            let watched = self.circuit_breakers.around(&model.name, provider);
+            (model.name.clone(), self.fallbacks.target(model, watched))
         };
+        let targets: HashMap<_, _> = config.models.iter().map(upstream).collect();
+        let asked = |name: &String| (name.clone(), self.fallbacks.around(name, &targets));
         let models = Models {
-            upstreams: Arc::new(config.models.iter().map(upstream).collect::<HashMap<_, _>>()),
+            upstreams: Arc::new(targets.keys().map(asked).collect::<HashMap<_, _>>()),
             tenant_header: config.server.tenant_header.clone(),
         };
         let models = ServiceBuilder::new().map_response(log_error_response).service(models);
@@ -278,7 +284,8 @@ fn no_such_model(model: &str) -> Error {
 /// What a client sees of an error. What it is not told, because it is ours or the upstream's, goes to the log.
 fn refuse(error: BoxError) -> Response<Full<Bytes>> {
     log(&error);
-    let mut response = rate_limits::refusal(&error).unwrap_or_else(|| openai_error(error));
+    let refusal = rate_limits::refusal(&error).or_else(|| fallbacks::refusal(&error));
+    let mut response = refusal.unwrap_or_else(|| openai_error(error));
     if response.status() == StatusCode::UNAUTHORIZED {
         response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }

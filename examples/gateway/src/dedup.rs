@@ -1,7 +1,7 @@
 //! Which requests are not sent twice, and which answers are given again.
 //!
 //! One table for all models and workers. A request is the same as another if method, path and body say the same, and the
-//! same tenant asks. Workers share calls, too: whoever is polled drives one, wherever its sockets and timers are, which is
+//! same tenant asks; and whether other models may answer. Workers share calls, too: whoever is polled drives one, wherever its sockets and timers are, which is
 //! why a worker's runtime goes on until all workers have served.
 
 use std::{
@@ -23,7 +23,11 @@ use serde::{Deserialize, de::IgnoredAny};
 use serde_json::{Value, json};
 use tower::{Service, ServiceBuilder};
 
-use crate::{config::Config, rate_limits::facts};
+use crate::{
+    config::Config,
+    fallbacks::{FALLBACK, StoodIn},
+    rate_limits::facts,
+};
 
 /// What is asked for now and was answered lately: what all workers of a gateway share.
 #[derive(Debug)]
@@ -84,7 +88,7 @@ impl Dedup {
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        let key = RequestKey::scoped_by(tenant as fn(&Request<Bytes>) -> Option<&str>);
+        let key = RequestKey::scoped_by(tenant as fn(&Request<Bytes>) -> Option<&str>).header(FALLBACK);
         let models = self.models.clone();
         let layer = self.handle.layer(move |request: &Request<Bytes>| {
             models.contains(facts(request).model()).then(|| key.of(request)).flatten()
@@ -158,13 +162,15 @@ impl Drop for Saving {
     }
 }
 
-/// Whether an answer that is complete is a good one: every choice says why it ends, and none that it was cut short. One of
-/// many is enough to spoil it.
+/// Whether an answer that is complete is a good one, of the model that was asked: every choice says why it ends, and none that
+/// it was cut short. One of many is enough to spoil it.
 fn is_worth_repeating(recording: &Recording) -> bool {
     let kind = recording.headers().get(CONTENT_TYPE).map_or(&b""[..], |kind| kind.as_bytes());
     let is_stream = kind.get(..STREAM.len()).is_some_and(|kind| kind.eq_ignore_ascii_case(STREAM));
     let data = recording.data();
+    let stood_in = recording.extensions().get::<StoodIn>().is_some();
     recording.status() == StatusCode::OK
+        && !stood_in
         && if is_stream { is_good_stream(data) } else { is_good_document(&data.concat()) }
 }
 

@@ -9,5 +9,6 @@ pub mod app;
 mod circuit_breakers;
 pub mod config;
 mod dedup;
+mod fallbacks;
 mod rate_limits;
 pub mod server;

@@ -649,3 +649,44 @@ async fn upstreams_without_capacity_do_not_hold_up_what_is_kept() {
     assert_eq!(front.ask("", GOOD_STREAM).await.status, 429);
     front.stop().await;
 }
+
+/// Who stands in for a model answers all who wait, and nobody who comes later; nor whoever wants that model alone.
+#[tokio::test]
+async fn answers_of_models_that_stand_in() {
+    let fallback = format!("{KEPT}\n[fallback]\nfallbacks = [\"alone\"]");
+    let (front, gate) = Front::gated(0, Script::new().status(503), &fallback).await;
+    let all = ["", "x-bartizan-fallback: off\r\n"]
+        .map(|header| join_all((0..3).map(|_| front.ask(header, GOOD)).collect::<Vec<_>>()));
+    let opening = async {
+        front.until("collapsed", 4).await;
+        gate.open();
+    };
+    let (all, ()) = tokio::join!(join_all(all), opening);
+    assert_eq!(front.mock.calls(), 3);
+    for (answers, tried) in
+        all.iter().zip([Some("\"chat\";error=overloaded, \"alone\";error=overloaded"), None])
+    {
+        for answer in answers {
+            assert_eq!((answer.status, &answer.body), (503, &answers[0].body));
+            assert_eq!(answer.header("x-bartizan-attempts"), tried);
+        }
+    }
+    front.stop().await;
+
+    let (mock, upstream) = mock().await;
+    mock.script_for("chat", Script::new().status(503));
+    let models = [
+        model("chat", upstream, "fallbacks = [\"other\"]"),
+        model("other", upstream, ""),
+        format!("[dedup]\n{KEPT}\n"),
+    ];
+    let gateway = Gateway::start("", &models).await;
+    let mut calls = Vec::new();
+    for header in ["", "x-bartizan-fallback: off\r\n", ""] {
+        let answer = exchange(gateway.address, &post(header, GOOD)).await;
+        assert_eq!(answer.status, if header.is_empty() { 200 } else { 503 }, "{answer:?}");
+        calls.push(mock.calls());
+    }
+    assert_eq!(calls, [2, 3, 5]);
+    gateway.stop().await;
+}

@@ -3,6 +3,7 @@
 mod breakers;
 mod clients;
 mod dedup;
+mod fallbacks;
 #[path = "../gateway_under_test/mod.rs"]
 mod gateway_under_test;
 mod limits;

@@ -112,9 +112,9 @@ pub(super) const SERVER: &[Key<ServerConfig>] = &[
             Ok(())
         }),
         default: "",
-        doc: "What to show as `Authorization: Bearer` to GET /admin/limits, GET /admin/dedup, POST /admin/dedup/clear,\n\
-              GET /admin/breakers and POST /admin/breakers/MODEL/reset (or force-open, or disable). Without it there are no\n\
-              such paths.",
+        doc: "What to show as `Authorization: Bearer` to GET /admin/limits, GET /admin/breakers, GET /admin/fallbacks,\n\
+              GET /admin/dedup, POST /admin/breakers/MODEL/reset (or force-open, or disable) and POST /admin/dedup/clear.\n\
+              Without it there are no such paths.",
     },
 ];
 
