@@ -121,7 +121,7 @@ async fn time_counts_from_the_head() {
         Ok::<_, Infallible>(Response::new(StreamBody::new(never)))
     });
     let service = CommitLayer::new(FirstChunk).within(Duration::from_secs(9)).layer(stalls);
-    let error = service.oneshot(()).await.err().expect("it never begins");
+    let error = service.oneshot(()).await.expect_err("it never begins");
     assert!(error.downcast_ref::<NotBegun>().is_some_and(NotBegun::is_late), "{error}");
     assert_eq!(begin.elapsed(), Duration::from_secs(109));
     assert_eq!(error.to_string(), "the response had not begun within 9s of its head");
