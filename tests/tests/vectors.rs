@@ -8,12 +8,19 @@ use tokio::time::{Instant, sleep};
 
 #[path = "vectors/circuit_breaker.rs"]
 mod circuit_breaker;
+#[path = "vectors/health.rs"]
+mod health;
 #[path = "vectors/rate_limit.rs"]
 mod rate_limit;
 
 #[test]
 fn circuit_breaker() {
     vectors::run::<circuit_breaker::Breaker>("circuit_breaker");
+}
+
+#[test]
+fn health() {
+    vectors::run::<health::Healthy>("health");
 }
 
 #[test]
