@@ -25,14 +25,21 @@ impl Health {
     /// or going away is `NOT_SERVING`. A stream ends when the last handle of this is gone.
     #[cfg_attr(docsrs, doc(cfg(feature = "tonic")))]
     pub fn grpc(&self) -> HealthServer<Grpc> {
-        HealthServer::new(Grpc { health: self.clone() })
+        HealthServer::new(Grpc::new(self))
     }
 }
 
-/// Answers `grpc.health.v1`: [`Health::grpc`] makes one.
+/// Answers `grpc.health.v1`: what [`Health::grpc`] serves, for a `HealthServer` with options of one's own.
 #[derive(Clone, Debug)]
 pub struct Grpc {
     health: Health,
+}
+
+impl Grpc {
+    /// Answers for this handle.
+    pub fn new(health: &Health) -> Self {
+        Self { health: health.clone() }
+    }
 }
 
 /// The name as this crate has it.

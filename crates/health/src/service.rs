@@ -109,3 +109,7 @@ impl<S: fmt::Debug, C, X, E> fmt::Debug for HealthService<S, C, X, E> {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(all(test, not(loom)))]
+#[path = "service/tests.rs"]
+mod tests;

@@ -261,6 +261,11 @@ impl Watched {
         answer
     }
 
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn hold_probes(&self) -> MutexGuard<'_, Probes> {
+        lock(&self.probes)
+    }
+
     /// A probe has failed, with these words.
     pub(crate) fn blame_probe(&self, says: &dyn fmt::Display) {
         self.blame(Some(Fault::new("probe").says(says)), clock::now());

@@ -8,5 +8,8 @@ mod access;
 pub mod app;
 mod circuit_breakers;
 pub mod config;
+mod health;
+mod metrics;
 mod rate_limits;
 pub mod server;
+mod status;

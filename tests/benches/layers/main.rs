@@ -8,6 +8,7 @@
 #![allow(clippy::disallowed_methods, reason = "measures real time")]
 
 mod circuit_breaker;
+mod health;
 mod inner;
 mod measure;
 mod rate_limit;
@@ -25,8 +26,11 @@ static ALLOCATOR: Counting = Counting;
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The layers by the names that `--only` takes.
-const LAYERS: &[(&str, Compare)] =
-    &[("rate-limit", rate_limit::compare), ("circuit-breaker", circuit_breaker::compare)];
+const LAYERS: &[(&str, Compare)] = &[
+    ("rate-limit", rate_limit::compare),
+    ("circuit-breaker", circuit_breaker::compare),
+    ("health", health::compare),
+];
 
 type Compare = fn(Plan) -> Vec<Table>;
 
@@ -35,7 +39,7 @@ cargo bench -p bartizan-tests --bench layers [-- OPTIONS]
 
   --quick        one short round: does everything work? (the figures are not to be believed)
   --rounds N     rounds, each of every contender in rotated order, default 40
-  --only A,B     of rate-limit, circuit-breaker";
+  --only A,B     of rate-limit, circuit-breaker, health";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -54,13 +58,13 @@ fn main() -> ExitCode {
 }
 
 fn run(mut args: impl Iterator<Item = String>) -> Result<(), BoxError> {
-    let mut plan = Plan { quick: false, rounds: 40 };
+    let mut plan = Plan { quick: false, rounds: 40, batch: None };
     let mut only: Vec<String> = LAYERS.iter().map(|(name, _)| (*name).to_owned()).collect();
     while let Some(arg) = args.next() {
         let mut value = || args.next().ok_or(format!("{arg} needs a value"));
         match arg.as_str() {
             "--bench" => {}
-            "--quick" => plan = Plan { quick: true, rounds: 1 },
+            "--quick" => plan = Plan { quick: true, rounds: 1, batch: None },
             "--rounds" => plan.rounds = value()?.parse()?,
             "--only" => only = value()?.split(',').map(String::from).collect(),
             _ => return Err(format!("unknown argument {arg}\n\n{HELP}").into()),

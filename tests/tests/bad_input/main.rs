@@ -4,6 +4,7 @@ mod breakers;
 mod clients;
 #[path = "../gateway_under_test/mod.rs"]
 mod gateway_under_test;
+mod health;
 mod limits;
 mod upstreams;
 mod wire;

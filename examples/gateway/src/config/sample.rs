@@ -2,6 +2,7 @@
 
 use super::{
     breaker::BREAKER,
+    health::HEALTH,
     key::Key,
     rates::{KEY, QUEUE, RATES, TENANT, TOTAL},
     schema::{LIMITS, MOCK_MODELS, MODEL, SERVER},
@@ -25,6 +26,8 @@ pub fn sample() -> String {
     TOTAL.iter().for_each(|key| key.sample(&mut text));
     text += BREAKER_HEAD;
     BREAKER.iter().for_each(|key| key.sample(&mut text));
+    text += HEALTH_HEAD;
+    HEALTH.iter().for_each(|key| key.sample(&mut text));
     text += TENANT_HEAD;
     TENANT.iter().for_each(|key| key.line(&mut text));
     text += KEY_HEAD;
@@ -67,9 +70,9 @@ const HEAD: &str = "\
 # A line such as `#workers = \"auto\"` shows a key and its default; take the `#` away to change it. What is not known here
 # is an error. This file is what `gateway --sample` prints.
 #
-# Environment variables override the keys of [server], [limits], [rate_limits], [total_rate_limits] and [circuit_breaker]:
-# GATEWAY_SERVER_LISTEN, GATEWAY_LIMITS_TOTAL_MS and so on. The option --listen overrides both. Logs go to stderr;
-# RUST_LOG says which (default: info).
+# Environment variables override the keys of the sections that stand in single brackets: GATEWAY_SERVER_LISTEN,
+# GATEWAY_LIMITS_TOTAL_MS and so on. The option --listen overrides both. Logs go to stderr; RUST_LOG says which
+# (default: info).
 ";
 
 const LIMITS_HEAD: &str = "
@@ -96,6 +99,13 @@ const BREAKER_HEAD: &str = "
 # nor refused credentials or a quota that is used up, which no pause mends. An upstream's Retry-After makes the pause
 # longer, up to an hour.
 [circuit_breaker]
+";
+
+const HEALTH_HEAD: &str = "
+# How each model's upstream fares, as GET /health, GET /metrics and the page at / tell: healthy, degraded or unhealthy. The
+# share of calls that fail decides; a worse state is left only below its exit, so that it does not flap. What a failure is
+# is the same as for [circuit_breaker]. While a model's circuit breaker is open the model is unhealthy as well.
+[health]
 ";
 
 const TENANT_HEAD: &str = "

@@ -112,8 +112,9 @@ pub(super) const SERVER: &[Key<ServerConfig>] = &[
             Ok(())
         }),
         default: "",
-        doc: "What to show as `Authorization: Bearer` to GET /admin/limits, GET /admin/breakers and\n\
-              POST /admin/breakers/MODEL/reset (or force-open, or disable). Without it there are no such paths.",
+        doc: "What to show as `Authorization: Bearer` to GET /admin/limits, GET /admin/breakers,\n\
+              POST /admin/breakers/MODEL/reset (or force-open, or disable) and POST /admin/health/reset. Without it there are\n\
+              no such paths.",
     },
 ];
 
