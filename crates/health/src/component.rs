@@ -136,11 +136,13 @@ impl Component {
         Fut: Future<Output = Result<(), E>> + Send + 'static,
         E: Into<bartizan_core::BoxError>,
     {
-        let (_, task) = {
+        let f = ask(f);
+        let (old, task) = {
             let mut slot = lock(&self.watched.ask);
-            let task = slot.1.take();
-            (std::mem::replace(&mut slot.0, Some(ask(f))), task)
+            (slot.0.replace(f), slot.1.take())
         };
+        // A stranger's destructor runs where nothing is locked.
+        drop(old);
         if let Some(task) = task {
             task.abort();
         }

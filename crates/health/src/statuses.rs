@@ -4,7 +4,7 @@ use http::{Response, StatusCode};
 
 use crate::{Explain, Fault, fault::of_error};
 
-/// Explains responses with a status of 400 and above by it, as `http_503`, and errors as [`causes`](crate::causes) does.
+/// Explains responses with a status from 400 to 599 by it, as `http_503`, and errors as [`causes`](crate::causes) does.
 ///
 /// ```
 /// use bartizan_health::{Explain, statuses};
@@ -45,8 +45,8 @@ fn class(status: StatusCode) -> Option<&'static str> {
         502 => "http_502",
         503 => "http_503",
         504 => "http_504",
-        400..500 => "http_4xx",
-        500.. => "http_5xx",
+        _ if status.is_client_error() => "http_4xx",
+        _ if status.is_server_error() => "http_5xx",
         _ => return None,
     })
 }

@@ -161,6 +161,7 @@ impl Watched {
         }
     }
 
+    #[cfg(feature = "http")]
     pub(crate) fn record_first_frame(&self, took: Duration, now: Instant) {
         self.first_frame.enter(self.window.period(self.at(now)));
         self.first_frame.all.record(took);

@@ -67,7 +67,7 @@ async fn every_ending_is_counted_as_what_it_is() {
     call(&health, Then::Answer).await.unwrap();
     call(&health, Then::Fail).await.unwrap_err();
     call(&health, Then::Refuse).await.unwrap_err();
-    drop(tokio::time::timeout(2 * SECOND, call(&health, Then::Hang)).await.unwrap_err());
+    tokio::time::timeout(2 * SECOND, call(&health, Then::Hang)).await.unwrap_err();
     let panics = tokio::spawn({
         let health = health.clone();
         async move { call(&health, Then::Panic).await }

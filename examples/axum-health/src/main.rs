@@ -29,7 +29,6 @@ struct World {
 }
 
 fn app(health: &Health, world: &World) -> Router {
-    // Of the last second's calls half may fail; of probes two.
     let database = world.database.clone();
     health.probe("database", Duration::from_secs(10), move || {
         let up = database.load(Relaxed);
@@ -58,8 +57,11 @@ async fn weather(Extract(station): Extract<Station>) -> (StatusCode, String) {
     }
 }
 
+const WINDOW: Duration = Duration::from_secs(3);
+
+/// The station must not fail in half of the last calls, of which there must be three, nor the database in two probes.
 fn health() -> Health {
-    let passive = Passive::new().window(Duration::from_secs(1)).min_requests(2).degraded(10).unhealthy(50);
+    let passive = Passive::new().window(WINDOW).min_requests(3).degraded(10).unhealthy(50);
     Health::with(Settings::new().passive(passive).active(Active::new().unhealthy_after(2)))
 }
 
@@ -112,7 +114,7 @@ async fn ask(base: &str, health: &Health, world: &World) -> Result<(), BoxError>
     for _ in 0..2 {
         assert_eq!(database.probe_now().await, Some(Probed::Good));
     }
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    tokio::time::sleep(WINDOW).await;
     assert_eq!(get("/weather").await?, (200, "sunny".to_owned()));
     assert_eq!(get("/readyz").await?, (200, "ready\n".to_owned()));
     Ok(())

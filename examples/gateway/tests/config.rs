@@ -55,7 +55,7 @@ fn the_sample_shows_the_defaults() {
         _ => format!("{line}\n"),
     });
     let text: String = lines.collect();
-    assert_eq!(uncommented, 38);
+    assert_eq!(uncommented, 50);
     assert_eq!(format!("{:?}", load(&text)), defaults);
 }
 

@@ -17,7 +17,10 @@ use bartizan_core::BoxError;
 use bartizan_health::{Active, Component, Health, Settings};
 use tokio::net::TcpListener;
 use tokio_stream::{StreamExt, wrappers::TcpListenerStream};
-use tonic::{Code, transport::Server};
+use tonic::{
+    Code,
+    transport::{Endpoint, Server},
+};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus as Status, health_client::HealthClient,
 };
@@ -57,7 +60,8 @@ async fn ask(
     component: &Component,
     up: &AtomicBool,
 ) -> Result<(), BoxError> {
-    let mut client = HealthClient::connect(format!("http://{address}")).await?;
+    let channel = Endpoint::new(format!("http://{address}"))?.connect().await?;
+    let mut client = HealthClient::new(channel);
     let service = |name: &str| HealthCheckRequest { service: name.to_owned() };
 
     let mut watch = client.watch(service(NAME)).await?.into_inner();
