@@ -91,6 +91,18 @@ fn an_outcome_counts_for_nine_tenths_of_the_window_and_no_longer_than_it() {
     }
 }
 
+/// Whoever succeeds need not add the window up if nothing in it has failed; and what is the oldest there still has.
+#[test]
+fn a_success_may_complete_what_a_share_needs() {
+    let passive = Passive::none().window(Duration::from_millis(1_600)).min_requests(2).unhealthy(50);
+    for (at, state) in [(1_599, State::Unhealthy), (1_600, State::Healthy)] {
+        let window = Window::new(&passive);
+        window.record(true, 0);
+        window.record(false, at * MS);
+        assert_eq!(window.verdict(at * MS), state, "after {at} ms");
+    }
+}
+
 #[test]
 fn a_lapse_has_its_time() {
     let window = window();
