@@ -16,9 +16,10 @@ use crate::{
     Causes, Component, HealthLayer, InvalidSettings, Probed, Prober, Report, Settings, State, Stats, Watch,
     clock::Epoch,
     eject::Roster,
+    place::Place,
     prober::panicked,
     settings::{Active, Passive},
-    watched::{Place, Watched, lock},
+    watched::{Watched, lock},
 };
 
 /// How a service fares, by its components: made once, shared by every layer, service and clone that is made from it.
@@ -136,10 +137,7 @@ impl Health {
         let found = components.iter().find(|watched| *watched.name == *name).cloned();
         let watched = found.unwrap_or_else(|| {
             assert!(components.len() < MOST, "more than {MOST} components");
-            let pool = self.0.roster.as_ref().map(|roster| {
-                lock(roster).join();
-                Place::new(roster, components.len())
-            });
+            let pool = self.0.roster.as_ref().map(|roster| Place::join(roster, components.len()));
             let watched =
                 Arc::new(Watched::new(name, self.0.epoch, self.0.changes.clone(), passive, active, pool));
             components.push(watched.clone());

@@ -12,6 +12,7 @@ mod future;
 mod health;
 mod histogram;
 mod layer;
+mod place;
 mod prober;
 mod report;
 mod service;

@@ -3,7 +3,7 @@
 use std::{
     fmt,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -16,9 +16,9 @@ use crate::{
     State,
     active::{Glance, Probes},
     clock::{self, Epoch, nanos},
-    eject::Roster,
     fault::{Classes, Fault, Last, LastError, Text},
     histogram::Recent,
+    place::Place,
     prober::Ask,
     settings::{Active, Passive},
     stats::{Latency, Stats, Totals},
@@ -42,9 +42,8 @@ pub(crate) struct Watched {
     ignored: AtomicU64,
     cancelled: AtomicU64,
     refused: AtomicU64,
-    /// Failures in a row; and those since an ejection or a try of one.
+    /// Failures in a row.
     run: AtomicU32,
-    eject_run: AtomicU32,
     pool: Option<Place>,
     probes: Mutex<Probes>,
     pub(crate) timeout: Duration,
@@ -56,21 +55,6 @@ pub(crate) struct Watched {
     last: Last,
     /// What a probe asks, and the task that does it.
     pub(crate) ask: Mutex<(Option<Ask>, Option<AbortHandle>)>,
-}
-
-/// Among those that are ejected together.
-pub(crate) struct Place {
-    pub(crate) roster: Arc<Mutex<Roster>>,
-    pub(crate) number: usize,
-    consecutive: u32,
-    until: AtomicU64,
-}
-
-impl Place {
-    pub(crate) fn new(roster: &Arc<Mutex<Roster>>, number: usize) -> Self {
-        let consecutive = lock(roster).consecutive();
-        Self { roster: roster.clone(), number, consecutive, until: AtomicU64::new(0) }
-    }
 }
 
 /// What a call was, that is over.
@@ -104,7 +88,6 @@ impl Watched {
             cancelled: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             run: AtomicU32::new(0),
-            eject_run: AtomicU32::new(0),
             pool,
             probes: Mutex::new(Probes::new(active)),
             timeout: active.timeout,
@@ -151,10 +134,12 @@ impl Watched {
         if failed {
             self.failures.fetch_add(1, Relaxed);
             self.run.fetch_add(1, Relaxed);
-            self.count_towards_ejection(now);
+            if self.pool.as_ref().is_some_and(|place| place.fail(now)) {
+                self.changes.send_replace(());
+            }
         } else if self.run.load(Relaxed) > 0 {
             self.run.store(0, Relaxed);
-            self.eject_run.store(0, Relaxed);
+            self.pool.iter().for_each(Place::succeed);
         }
         if let Some(turn) = turn {
             self.turn(turn, now);
@@ -183,27 +168,6 @@ impl Watched {
             let text = Text::of(&fault);
             self.classes.count(fault.class());
             self.last.write(&text, self.at(now));
-        }
-    }
-
-    #[cold]
-    fn count_towards_ejection(&self, now: u64) {
-        let Some(place) = &self.pool else { return };
-        if now < place.until.load(Relaxed) {
-            // What is still under way when it is out tells nothing new.
-            return;
-        }
-        if self.eject_run.fetch_add(1, Relaxed) + 1 < place.consecutive {
-            return;
-        }
-        self.eject_run.store(0, Relaxed);
-        let mut roster = lock(&place.roster);
-        if now >= place.until.load(Relaxed)
-            && let Some(until) = roster.eject(place.number, now)
-        {
-            place.until.store(until, Relaxed);
-            drop(roster);
-            self.changes.send_replace(());
         }
     }
 
@@ -293,8 +257,7 @@ impl Watched {
 
     /// Until when it is ejected, if it is.
     pub(crate) fn ejected(&self, now: u64) -> Option<u64> {
-        let until = self.pool.as_ref()?.until.load(Relaxed);
-        (now < until).then_some(until)
+        self.pool.as_ref()?.until(now)
     }
 
     /// Whether it can be asked, as far as it alone matters.
@@ -319,11 +282,7 @@ impl Watched {
         self.latency.reset();
         self.first_frame.reset();
         self.run.store(0, Relaxed);
-        self.eject_run.store(0, Relaxed);
-        if let Some(place) = &self.pool {
-            lock(&place.roster).forgive(place.number);
-            place.until.store(0, Relaxed);
-        }
+        self.pool.iter().for_each(Place::forgive);
         self.probes(|probes, _| probes.reset());
         self.changes.send_replace(());
     }
@@ -349,7 +308,7 @@ impl Watched {
             draining: self.is_draining(),
             required: self.is_required(),
             ejected_for: self.ejected(now).map(|until| Duration::from_nanos(until - now)),
-            ejections: self.pool.as_ref().map_or(0, |place| lock(&place.roster).ejections(place.number)),
+            ejections: self.pool.as_ref().map_or(0, Place::ejections),
             window: self.window.length(),
             requests: look.counts.total,
             failures: look.counts.failures,

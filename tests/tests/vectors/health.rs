@@ -177,11 +177,8 @@ impl Adapter for Healthy {
             }
             "probe_end" => {
                 let good: bool = step.args.need("ok")?;
-                // The oldest that has not answered: one that was too late answers before the next one does.
-                if self.probes.is_empty() {
-                    return Err("no probe is under way".to_owned());
-                }
-                let probe = self.probes.remove(0);
+                // The one that is under way, or else one that comes too late.
+                let probe = self.probes.pop().ok_or("no probe was started")?;
                 let counted = if good { probe.good() } else { probe.failed(&"it fails") };
                 json!({"counted": counted})
             }
