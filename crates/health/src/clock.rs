@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 #[inline]
 pub(crate) fn now() -> Instant {
-    #[cfg(test)]
+    #[cfg(all(test, not(loom)))]
     readings::count();
     Instant::now()
 }
@@ -44,7 +44,7 @@ impl Epoch {
 }
 
 /// How often this thread has read the clock.
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 pub(crate) mod readings {
     use std::cell::Cell;
 
