@@ -57,6 +57,8 @@ impl Drop for Inner {
     fn drop(&mut self) {
         let components = self.components.get_mut().unwrap_or_else(PoisonError::into_inner);
         components.iter().filter_map(|watched| lock(&watched.ask).1.take()).for_each(|task| task.abort());
+        // Whoever watches finds nothing any more, also where something of a component lives on.
+        self.changes.send_replace(());
     }
 }
 
@@ -187,7 +189,10 @@ impl Health {
     {
         let (component, prober) = self.prober(name, every, probe);
         let task = tokio::spawn(prober).abort_handle();
-        lock(&component.watched.ask).1 = Some(task);
+        // Another one of the same name may have come meanwhile.
+        if let Some(other) = lock(&component.watched.ask).1.replace(task) {
+            other.abort();
+        }
         component
     }
 

@@ -372,7 +372,10 @@ async fn watch_tells_of_every_change_those_of_time_included() {
     sleep(5 * SECOND).await;
     flag.store(false, Relaxed);
     sleep(2 * SECOND).await;
+    // What is still under way keeps a component, but nobody's watch.
+    let (_, prober) = health.prober("it", SECOND, async || Ok::<_, BoxError>(()));
     drop((component, health));
     let (first, second) = changes.await.unwrap();
     assert_eq!((first.unwrap().unwrap().state, second), (State::Degraded, None));
+    drop(prober);
 }

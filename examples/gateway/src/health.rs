@@ -11,7 +11,7 @@ use std::{
     },
 };
 
-use bartizan_core::{BoxError, Ending, Extent, Guard, UntilBodyEnd};
+use bartizan_core::{BoxError, Class as Outcome, Classify, Ending, Extent, Guard, RetryAfter, UntilBodyEnd};
 use bartizan_health::{Component, Explain, Fault, Health, Prober, State, Stats, causes};
 use bartizan_provider::{Class, Error, HttpTransport, UsageReport};
 use bytes::Bytes;
@@ -80,7 +80,7 @@ impl Upstreams {
         B::Error: Into<BoxError>,
     {
         let upstream = self.get(model).expect("every model has a component");
-        let layer = upstream.component.layer().classify(Judge).explain(Words).until_body_end();
+        let layer = upstream.component.layer().classify(Judged).explain(Words).until_body_end();
         let tokens = upstream.tokens.clone();
         ServiceBuilder::new()
             .layer(if self.shed { layer.shed() } else { layer })
@@ -129,6 +129,26 @@ impl Upstreams {
     }
 }
 
+/// What a breaker counts, and also what no pause mends: whoever asks such an upstream gets no answer either.
+#[derive(Clone, Copy)]
+struct Judged;
+
+impl<B> Classify<Response<B>> for Judged {
+    fn classify(&self, result: Result<&Response<B>, &(dyn StdError + 'static)>) -> Outcome {
+        let lasting = error_of(result)
+            .is_some_and(|error| matches!(error.class(), Class::Auth | Class::Quota | Class::NotFound));
+        if lasting { Outcome::Failure(RetryAfter::Unknown) } else { Judge.classify(result) }
+    }
+}
+
+/// What the provider says of a result that is none.
+fn error_of<'a, B>(result: Result<&'a Response<B>, &'a (dyn StdError + 'static)>) -> Option<&'a Error> {
+    match result {
+        Ok(response) => response.extensions().get::<Arc<Error>>().map(|error| &**error),
+        Err(error) => Error::find(error),
+    }
+}
+
 /// What an upstream's failure is called in statistics, and what it says. An [`Error`]'s words hold no secret.
 #[derive(Clone, Copy)]
 struct Words;
@@ -138,14 +158,10 @@ impl<B> Explain<Response<B>> for Words {
         &self,
         result: Result<&'a Response<B>, &'a (dyn StdError + 'static)>,
     ) -> Option<Fault<'a>> {
-        let error = match result {
-            Ok(response) => response.extensions().get::<Arc<Error>>()?,
-            Err(error) => match Error::find(error) {
-                Some(error) => error,
-                None => return Explain::<Response<B>>::explain(&causes(), Err(error)),
-            },
-        };
-        Some(Fault::new(class_name(error.class())).says(error))
+        match error_of(result) {
+            Some(error) => Some(Fault::new(class_name(error.class())).says(error)),
+            None => causes().explain(result),
+        }
     }
 }
 

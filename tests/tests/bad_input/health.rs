@@ -8,7 +8,12 @@ use gateway::{
     config::{Config, Environment},
 };
 use serde_json::{Value, json};
-use tokio::{io::AsyncWriteExt, net::TcpListener, process::Command, time::sleep};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+    process::Command,
+    time::sleep,
+};
 use tower::ServiceExt;
 
 use crate::{
@@ -183,8 +188,11 @@ async fn streams_are_told_as_what_they_were() {
     mock.script(Script::new().end_after(2));
     ask(&gateway, 1, &asked).await;
     mock.script(Script::new().words(9).pace(Duration::from_millis(50)));
-    let asking = send(gateway.address, &chat(&asked)).await;
-    within("the stream to begin", mock.until(|stats| stats.running == 1)).await;
+    let mut asking = send(gateway.address, &chat(&asked)).await;
+    let mut seen = Vec::new();
+    while !String::from_utf8_lossy(&seen).contains("data:") {
+        within("the stream to begin", asking.read_buf(&mut seen)).await.unwrap();
+    }
     drop(asking);
     within("the client's going", mock.until(|stats| stats.cancelled == 1)).await;
 
@@ -209,8 +217,7 @@ async fn streams_are_told_as_what_they_were() {
     ] {
         assert_eq!(metrics.get(name), Some(&value), "{name}");
     }
-    // The two that were read to their end, and the last one if its client stayed so long.
-    assert!(metrics["gateway_upstream_first_frame_seconds_count{model=\"chat\"}"] >= 2.0);
+    assert_eq!(metrics["gateway_upstream_first_frame_seconds_count{model=\"chat\"}"], 3.0);
     assert!(metrics["gateway_upstream_duration_seconds_sum{model=\"chat\"}"] >= 0.06);
     gateway.stop().await;
 }
@@ -235,6 +242,19 @@ async fn mistakes_are_answers_and_no_failures() {
     let metrics = metrics(&gateway).await;
     assert_eq!(metrics["gateway_rate_limit_refused_total{limit=\"requests_per_minute\"}"], 1.0);
     assert_eq!(metrics["gateway_rate_limit_queue_length{limit=\"requests_per_minute\"}"], 0.0);
+    gateway.stop().await;
+}
+
+/// What no pause mends opens no breaker, and nobody is served all the same: operators see why.
+#[tokio::test]
+async fn a_key_that_is_refused_is_seen() {
+    let (gateway, mock) = start(&[]).await;
+    mock.script_always(Script::new().status(401));
+    ask(&gateway, 10, GOOD).await;
+    let told = provider(&gateway).await;
+    assert_part(&told, &json!({"status": "unhealthy", "circuit_breaker": "closed", "errors": {"auth": 10}}));
+    assert!(told["last_error"]["message"].as_str().unwrap().starts_with("credentials refused"), "{told}");
+    assert!(!told.to_string().contains("sk-"), "{told}");
     gateway.stop().await;
 }
 

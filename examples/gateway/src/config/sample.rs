@@ -103,8 +103,9 @@ const BREAKER_HEAD: &str = "
 
 const HEALTH_HEAD: &str = "
 # How each model's upstream fares, as GET /health, GET /metrics and the page at / tell: healthy, degraded or unhealthy. The
-# share of calls that fail decides; a worse state is left only below its exit, so that it does not flap. What a failure is
-# is the same as for [circuit_breaker]. While a model's circuit breaker is open the model is unhealthy as well.
+# share of calls that fail decides; a worse state is left only below its exit, so that it does not flap. Failures are those
+# of [circuit_breaker], and also a key that is refused, a quota that is used up, and a model that the upstream does not
+# know. While a model's circuit breaker is open the model is unhealthy as well.
 [health]
 ";
 
