@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::Subject;
 
 mod circuit_breaker;
+mod dedup;
 mod health;
 mod rate_limit;
 mod tower;
@@ -21,6 +22,8 @@ pub fn subjects() -> Vec<Arc<dyn Subject>> {
         Arc::new(circuit_breaker::Refusing),
         Arc::new(circuit_breaker::Keyed),
         Arc::new(circuit_breaker::Waiting),
+        Arc::new(dedup::Keeping),
+        Arc::new(dedup::Joining),
         Arc::new(health::Watching),
         Arc::new(health::Shedding),
     ]

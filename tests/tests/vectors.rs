@@ -8,6 +8,8 @@ use tokio::time::{Instant, sleep};
 
 #[path = "vectors/circuit_breaker.rs"]
 mod circuit_breaker;
+#[path = "vectors/dedup.rs"]
+mod dedup;
 #[path = "vectors/health.rs"]
 mod health;
 #[path = "vectors/rate_limit.rs"]
@@ -16,6 +18,11 @@ mod rate_limit;
 #[test]
 fn circuit_breaker() {
     vectors::run::<circuit_breaker::Breaker>("circuit_breaker");
+}
+
+#[test]
+fn dedup() {
+    vectors::run::<dedup::Deduplication>("dedup");
 }
 
 #[test]

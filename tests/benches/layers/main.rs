@@ -8,6 +8,7 @@
 #![allow(clippy::disallowed_methods, reason = "measures real time")]
 
 mod circuit_breaker;
+mod dedup;
 mod health;
 mod inner;
 mod measure;
@@ -29,6 +30,7 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 const LAYERS: &[(&str, Compare)] = &[
     ("rate-limit", rate_limit::compare),
     ("circuit-breaker", circuit_breaker::compare),
+    ("dedup", dedup::compare),
     ("health", health::compare),
 ];
 
@@ -39,7 +41,7 @@ cargo bench -p bartizan-tests --bench layers [-- OPTIONS]
 
   --quick        one short round: does everything work? (the figures are not to be believed)
   --rounds N     rounds, each of every contender in rotated order, default 40
-  --only A,B     of rate-limit, circuit-breaker, health";
+  --only A,B     of rate-limit, circuit-breaker, dedup, health";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
