@@ -32,12 +32,13 @@ use http_body::Body;
 use http_body_util::Full;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tower::{Service, ServiceBuilder, ServiceExt, filter::FilterLayer, util::Oneshot};
+use tower::{Layer, Service, ServiceBuilder, ServiceExt, filter::FilterLayer, util::Oneshot};
 
 use crate::{
     access::Access,
     circuit_breakers::CircuitBreakers,
     config::{Config, Model, Upstream},
+    fallbacks::{self, Fallbacks},
     health::Upstreams,
     metrics::Metrics,
     rate_limits::{self, RateLimits},
@@ -56,6 +57,7 @@ pub struct App {
     /// `None` if nothing is limited.
     rate_limits: Option<Arc<RateLimits>>,
     circuit_breakers: Arc<CircuitBreakers>,
+    fallbacks: Arc<Fallbacks>,
     upstreams: Arc<Upstreams>,
     metrics: Arc<Metrics>,
     draining: Arc<AtomicBool>,
@@ -83,6 +85,7 @@ impl App {
             access: Arc::new(Access::new(&config)),
             rate_limits: RateLimits::new(&config),
             circuit_breakers: Arc::new(CircuitBreakers::new(&config)),
+            fallbacks: Arc::new(Fallbacks::new(&config)),
             upstreams: Arc::new(Upstreams::new(&config)),
             metrics: Arc::new(Metrics::new()),
             config: Arc::new(config),
@@ -132,12 +135,15 @@ impl App {
         let config = &self.config;
         let transport = HttpTransport::new();
         let upstream = |model: &Model| {
-            let provider = self.provider(model, transport.clone());
-            let watched = self.upstreams.around(&model.name, provider);
-            (model.name.clone(), self.circuit_breakers.around(&model.name, watched))
+            let provider = self.upstreams.around(&model.name, self.provider(model, transport.clone()));
+            let provider = self.fallbacks.begun(model).layer(provider);
+            let watched = self.circuit_breakers.around(&model.name, provider);
+            (model.name.clone(), self.fallbacks.target(model, watched))
         };
+        let targets: HashMap<_, _> = config.models.iter().map(upstream).collect();
+        let asked = |name: &String| (name.clone(), self.fallbacks.around(name, &targets));
         let models = Models {
-            upstreams: Arc::new(config.models.iter().map(upstream).collect::<HashMap<_, _>>()),
+            upstreams: Arc::new(targets.keys().map(asked).collect::<HashMap<_, _>>()),
             tenant_header: config.server.tenant_header.clone(),
         };
         let models = ServiceBuilder::new().map_response(log_error_response).service(models);
@@ -222,6 +228,10 @@ impl App {
         &self.circuit_breakers
     }
 
+    pub(crate) fn fallbacks(&self) -> &Fallbacks {
+        &self.fallbacks
+    }
+
     pub(crate) fn upstreams(&self) -> &Upstreams {
         &self.upstreams
     }
@@ -293,7 +303,8 @@ fn no_such_model(model: &str) -> Error {
 /// What a client sees of an error. What it is not told, because it is ours or the upstream's, goes to the log.
 fn refuse(error: BoxError) -> Response<Full<Bytes>> {
     log(&error);
-    let mut response = rate_limits::refusal(&error).unwrap_or_else(|| openai_error(error));
+    let refusal = rate_limits::refusal(&error).or_else(|| fallbacks::refusal(&error));
+    let mut response = refusal.unwrap_or_else(|| openai_error(error));
     if response.status() == StatusCode::UNAUTHORIZED {
         response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }

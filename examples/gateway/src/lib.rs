@@ -8,6 +8,7 @@ mod access;
 pub mod app;
 mod circuit_breakers;
 pub mod config;
+mod fallbacks;
 mod health;
 mod metrics;
 mod rate_limits;

@@ -81,6 +81,28 @@ const LAYERS: &[Layer] = &[
             ),
         ],
     },
+    Layer {
+        name: "fallbacks",
+        tell: |app| app.fallbacks().describe()["fallbacks"].take(),
+        label: "model",
+        fields: &[
+            counter(
+                "took_over",
+                "gateway_fallback_took_over_total",
+                "Requests that a model answered for another one.",
+            ),
+            counter(
+                "failed",
+                "gateway_fallback_failed_total",
+                "Calls for which a model's fallback was asked.",
+            ),
+            counter(
+                "skipped",
+                "gateway_fallback_skipped_total",
+                "Calls that were not made to a model that is left alone.",
+            ),
+        ],
+    },
 ];
 
 /// The states of a circuit breaker, of which one is 1.

@@ -177,6 +177,30 @@ async fn what_is_unhealthy_is_shed_until_its_window_is_empty() {
     gateway.stop().await;
 }
 
+/// Fallbacks take over at once for what is unhealthy: its upstream is asked no more.
+#[tokio::test]
+async fn fallbacks_skip_what_is_unhealthy() {
+    let (mock, upstream) = mock().await;
+    let models = [
+        model("chat", upstream, "fallbacks = [\"other\"]"),
+        model("other", upstream, ""),
+        format!("{NO_BREAKER}[health]\nshed = true\nmin_requests = 2\n"),
+    ];
+    let gateway = Gateway::start("", &models).await;
+    mock.script_for("chat", Script::new().status(500));
+    for asked in [2, 4, 5, 6] {
+        assert_eq!(exchange(gateway.address, &chat(GOOD)).await.status, 200);
+        assert_eq!(mock.calls(), asked);
+    }
+    let told = health(&gateway).await;
+    assert_part(&told["provider_health"]["chat"], &json!({"status": "unhealthy", "requests": 2}));
+    assert_eq!(told["provider_health"]["other"]["status"], "healthy");
+    let metrics = metrics(&gateway).await;
+    assert_eq!(metrics["gateway_fallback_took_over_total{model=\"other\"}"], 4.0);
+    assert_eq!(metrics["gateway_upstream_shed_total{model=\"chat\"}"], 2.0);
+    gateway.stop().await;
+}
+
 /// Streams: the first frame, the tokens, and one that breaks off or whose client goes.
 #[tokio::test]
 async fn streams_are_told_as_what_they_were() {

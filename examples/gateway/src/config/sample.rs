@@ -2,6 +2,7 @@
 
 use super::{
     breaker::BREAKER,
+    fallback::{BUDGET, FALLBACKS},
     health::HEALTH,
     key::Key,
     rates::{KEY, QUEUE, RATES, TENANT, TOTAL},
@@ -26,6 +27,9 @@ pub fn sample() -> String {
     TOTAL.iter().for_each(|key| key.sample(&mut text));
     text += BREAKER_HEAD;
     BREAKER.iter().for_each(|key| key.sample(&mut text));
+    text += FALLBACK_HEAD;
+    FALLBACKS.iter().for_each(|key| key.sample(&mut text));
+    BUDGET.iter().for_each(|key| key.sample(&mut text));
     text += HEALTH_HEAD;
     HEALTH.iter().for_each(|key| key.sample(&mut text));
     text += TENANT_HEAD;
@@ -101,6 +105,14 @@ const BREAKER_HEAD: &str = "
 [circuit_breaker]
 ";
 
+const FALLBACK_HEAD: &str = "
+# When a model fails, others answer in its place, in order, before the client has seen anything of it. A [[model]] may have
+# the first four of these keys for itself. A model that has said when to come back is left alone until then. Whoever was
+# asked instead of a model has no fallbacks of its own for that request. The header x-bartizan-served-by says which model has
+# answered, x-bartizan-attempts what was tried before; with x-bartizan-fallback: off a request is for its model alone.
+[fallback]
+";
+
 const HEALTH_HEAD: &str = "
 # How each model's upstream fares, as GET /health, GET /metrics and the page at / tell: healthy, degraded or unhealthy. The
 # share of calls that fail decides; a worse state is left only below its exit, so that it does not flap. Failures are those
@@ -141,6 +153,7 @@ const MODEL_HEAD: &str = "
 ";
 
 const MODEL_END: &str = "\
+#   fallbacks, context_length_fallbacks, content_policy_fallbacks, retries: as in [fallback], for this model only.
 #   connect_ms, head_ms, first_frame_ms, idle_ms, total_ms: as in [limits], for this model only.
 #
 # A model of OpenAI's:

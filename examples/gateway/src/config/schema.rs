@@ -112,7 +112,7 @@ pub(super) const SERVER: &[Key<ServerConfig>] = &[
             Ok(())
         }),
         default: "",
-        doc: "What to show as `Authorization: Bearer` to GET /admin/limits, GET /admin/breakers,\n\
+        doc: "What to show as `Authorization: Bearer` to GET /admin/limits, GET /admin/breakers, GET /admin/fallbacks,\n\
               POST /admin/breakers/MODEL/reset (or force-open, or disable) and POST /admin/health/reset. Without it there are\n\
               no such paths.",
     },

@@ -5,6 +5,7 @@ use std::fmt;
 use super::{
     Config,
     breaker::BREAKER,
+    fallback::{BUDGET, FALLBACKS},
     health::HEALTH,
     key::{Key, Value, nearest, set},
     rates::{KEY, QUEUE, RATES, TENANT, TOTAL},
@@ -19,6 +20,7 @@ pub(super) enum Section {
     RateLimits,
     TotalRateLimits,
     CircuitBreaker,
+    Fallback,
     Health,
     Tenant,
     Key,
@@ -26,12 +28,13 @@ pub(super) enum Section {
 }
 
 impl Section {
-    pub(super) const ALL: [Self; 9] = [
+    pub(super) const ALL: [Self; 10] = [
         Self::Server,
         Self::Limits,
         Self::RateLimits,
         Self::TotalRateLimits,
         Self::CircuitBreaker,
+        Self::Fallback,
         Self::Health,
         Self::Tenant,
         Self::Key,
@@ -45,6 +48,7 @@ impl Section {
             Self::RateLimits => "rate_limits",
             Self::TotalRateLimits => "total_rate_limits",
             Self::CircuitBreaker => "circuit_breaker",
+            Self::Fallback => "fallback",
             Self::Health => "health",
             Self::Tenant => "tenant",
             Self::Key => "key",
@@ -65,10 +69,11 @@ impl Section {
             Self::RateLimits => [names(RATES), names(QUEUE)].concat(),
             Self::TotalRateLimits => names(TOTAL),
             Self::CircuitBreaker => names(BREAKER),
+            Self::Fallback => [names(FALLBACKS), names(BUDGET)].concat(),
             Self::Health => names(HEALTH),
             Self::Tenant => [names(TENANT), names(RATES)].concat(),
             Self::Key => names(KEY),
-            Self::Model => [names(MODEL), names(LIMITS)].concat(),
+            Self::Model => [names(MODEL), names(FALLBACKS), names(LIMITS)].concat(),
         }
     }
 
@@ -88,6 +93,11 @@ impl Section {
             }
             Self::TotalRateLimits => set(TOTAL, &mut rates.total, name, value),
             Self::CircuitBreaker => set(BREAKER, &mut config.circuit_breaker, name, value),
+            Self::Fallback => {
+                let fallback = &mut config.fallback;
+                set(FALLBACKS, &mut fallback.usual, name, value)
+                    .or_else(|| set(BUDGET, fallback, name, value))
+            }
             Self::Health => set(HEALTH, &mut config.health, name, value),
             Self::Tenant | Self::Key | Self::Model => None,
         }
