@@ -7,6 +7,7 @@ use crate::Subject;
 mod circuit_breaker;
 mod dedup;
 mod fallback;
+mod health;
 mod rate_limit;
 mod tower;
 
@@ -27,5 +28,7 @@ pub fn subjects() -> Vec<Arc<dyn Subject>> {
         Arc::new(fallback::Targets),
         Arc::new(fallback::Listed),
         Arc::new(fallback::Committing),
+        Arc::new(health::Watching),
+        Arc::new(health::Shedding),
     ]
 }

@@ -12,6 +12,8 @@ mod circuit_breaker;
 mod dedup;
 #[path = "vectors/fallback.rs"]
 mod fallback;
+#[path = "vectors/health.rs"]
+mod health;
 #[path = "vectors/rate_limit.rs"]
 mod rate_limit;
 
@@ -28,6 +30,11 @@ fn dedup() {
 #[test]
 fn fallback() {
     vectors::run::<fallback::Fallbacks>("fallback");
+}
+
+#[test]
+fn health() {
+    vectors::run::<health::Healthy>("health");
 }
 
 #[test]

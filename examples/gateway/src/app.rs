@@ -23,7 +23,7 @@ use bartizan_provider::{
     openai_error,
 };
 use bytes::Bytes;
-use futures_util::future::Either;
+use futures_util::future::{Either, join_all};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri,
     header::{CONTENT_TYPE, WWW_AUTHENTICATE},
@@ -40,10 +40,13 @@ use crate::{
     config::{Config, Model, Upstream},
     dedup::Dedup,
     fallbacks::{self, Fallbacks},
+    health::Upstreams,
+    metrics::Metrics,
     rate_limits::{self, RateLimits, following},
 };
 
 mod admin;
+mod status;
 
 /// What all workers share.
 #[derive(Clone, Debug)]
@@ -58,6 +61,8 @@ pub struct App {
     fallbacks: Arc<Fallbacks>,
     /// `None` if no model wants it.
     dedup: Option<Arc<Dedup>>,
+    upstreams: Arc<Upstreams>,
+    metrics: Arc<Metrics>,
     draining: Arc<AtomicBool>,
 }
 
@@ -85,11 +90,14 @@ impl App {
             circuit_breakers: Arc::new(CircuitBreakers::new(&config)),
             fallbacks: Arc::new(Fallbacks::new(&config)),
             dedup: Dedup::new(&config),
+            upstreams: Arc::new(Upstreams::new(&config)),
+            metrics: Arc::new(Metrics::new()),
             config: Arc::new(config),
             mock,
             draining: Arc::default(),
         };
         let log = app.circuit_breakers.log();
+        let probe = join_all(app.upstreams.probers(&app.config, |model| app.base_url(model)));
         let serve = async move {
             match listener {
                 Some(listener) => {
@@ -100,10 +108,12 @@ impl App {
                 None => std::future::pending().await,
             }
         };
-        let beside = async {
+        let probes = app.config.health.probe_every.is_some();
+        let beside = async move {
             tokio::select! {
                 () = serve => {}
                 () = log => {}
+                _ = probe, if probes => {}
             }
         };
         Ok((app, beside))
@@ -117,6 +127,7 @@ impl App {
     /// From now on `/readyz` says that this gateway is going away.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
+        self.upstreams.drain();
     }
 
     /// The service of one worker, with upstream connections of its own.
@@ -128,7 +139,8 @@ impl App {
         let config = &self.config;
         let transport = HttpTransport::new();
         let upstream = |model: &Model| {
-            let provider = self.fallbacks.begun(model).layer(self.provider(model, transport.clone()));
+            let provider = self.upstreams.around(&model.name, self.provider(model, transport.clone()));
+            let provider = self.fallbacks.begun(model).layer(provider);
             let watched = self.circuit_breakers.around(&model.name, provider);
             (model.name.clone(), self.fallbacks.target(model, watched))
         };
@@ -184,6 +196,7 @@ impl App {
             }))
             .layer(intake)
             .service(models);
+        let ask = self.metrics.around(ask);
 
         let mut routes = Router::new()
             .route_service("/v1/chat/completions", ask.clone())
@@ -191,7 +204,8 @@ impl App {
             .route("/v1/models", get(list_models))
             .route("/v1/models/{*id}", get(retrieve_model))
             .route("/livez", get(|| async { "ok\n" }))
-            .route("/readyz", get(is_ready));
+            .route("/readyz", get(is_ready))
+            .merge(status::routes(self));
         if self.access.has_admin() {
             routes = routes.merge(admin::routes());
         }
@@ -203,22 +217,47 @@ impl App {
 
     fn provider(&self, model: &Model, transport: HttpTransport) -> Provider<HttpTransport> {
         let transport = transport.connect_within(model.limits.connect);
-        let (base_url, api_key) = match (&model.upstream, self.mock) {
-            (Upstream::OpenAi { base_url, api_key }, _) => (base_url.to_string(), api_key.as_ref()),
-            (Upstream::Mock, Some(mock)) => (format!("http://{mock}/v1"), None),
-            (Upstream::Mock, None) => unreachable!("a mock is started when a model asks for one"),
-        };
-        let provider = Provider::new(transport, &base_url).expect("the configuration checks its URLs");
+        let provider =
+            Provider::new(transport, &self.base_url(model)).expect("the configuration checks its URLs");
         let provider = provider.model(model.model.as_str()).limits(Limits {
             head: model.limits.head,
             first_frame: model.limits.first_frame,
             idle: model.limits.idle,
             total: model.limits.total,
         });
-        match api_key {
-            Some(key) => provider.api_key(key.secret.clone()),
+        match model.api_key() {
+            Some(key) => provider.api_key(key),
             None => provider,
         }
+    }
+
+    /// What stands before `/chat/completions`.
+    fn base_url(&self, model: &Model) -> String {
+        match (&model.upstream, self.mock) {
+            (Upstream::OpenAi { base_url, .. }, _) => base_url.to_string(),
+            (Upstream::Mock, Some(mock)) => format!("http://{mock}/v1"),
+            (Upstream::Mock, None) => unreachable!("a mock is started when a model asks for one"),
+        }
+    }
+
+    pub(crate) fn rate_limits(&self) -> Option<&RateLimits> {
+        self.rate_limits.as_deref()
+    }
+
+    pub(crate) fn circuit_breakers(&self) -> &CircuitBreakers {
+        &self.circuit_breakers
+    }
+
+    pub(crate) fn fallbacks(&self) -> &Fallbacks {
+        &self.fallbacks
+    }
+
+    pub(crate) fn upstreams(&self) -> &Upstreams {
+        &self.upstreams
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 }
 
@@ -358,7 +397,7 @@ async fn is_ready(State(app): State<App>) -> (StatusCode, &'static str) {
 
 async fn no_such_path(uri: Uri) -> Response<Full<Bytes>> {
     let message = format!(
-        "there is no {:?} here, but /v1/chat/completions, /v1/embeddings, /v1/models, /livez and /readyz",
+        "there is no {:?} here, but /v1/chat/completions, /v1/embeddings, /v1/models, /livez, /readyz, /health and /metrics",
         uri.path()
     );
     Error::new(Class::NotFound, message).with_code("unknown_url").to_response()

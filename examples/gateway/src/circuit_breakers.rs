@@ -105,6 +105,16 @@ impl CircuitBreakers {
         }
     }
 
+    /// The state of a model's breaker.
+    pub(crate) fn state_of(&self, model: &str) -> Option<State> {
+        self.get(model).map(CircuitBreaker::state)
+    }
+
+    /// The same in words.
+    pub(crate) fn state_name_of(&self, model: &str) -> Option<String> {
+        self.state_of(model).map(state_name)
+    }
+
     fn get(&self, model: &str) -> Option<&CircuitBreaker> {
         self.0.iter().find(|(name, _)| name == model).map(|(_, breaker)| breaker)
     }
@@ -115,7 +125,7 @@ impl CircuitBreakers {
 /// What may be better the next time, or elsewhere, is a failure. The rest is ignored: a client's mistake, and also refused
 /// credentials and a quota that is used up. No pause mends those, and the upstream's own words say what does.
 #[derive(Clone, Copy)]
-struct Judge;
+pub(crate) struct Judge;
 
 impl<B> Classify<Response<B>> for Judge {
     fn classify(&self, result: Result<&Response<B>, &(dyn StdError + 'static)>) -> Outcome {

@@ -9,6 +9,7 @@ use std::{
 };
 
 use bartizan_circuit_breaker::{Settings, Window};
+use bartizan_health::{Active, Passive};
 use bartizan_rate_limit::Quota;
 use http::{HeaderName, Uri};
 use secrecy::SecretString;
@@ -22,6 +23,7 @@ mod breaker;
 mod dedup;
 mod error;
 mod fallback;
+mod health;
 mod key;
 mod load;
 mod models;
@@ -46,6 +48,8 @@ pub struct Config {
     pub fallback: FallbackSettings,
     /// `[dedup]`.
     pub dedup: Dedup,
+    /// `[health]`.
+    pub health: Health,
     /// `[[tenant]]`, each name once.
     pub tenants: Vec<Tenant>,
     /// `[[key]]`, each secret once. If there are any, a request needs one.
@@ -228,6 +232,46 @@ pub struct Dedup {
     pub stale_if_error: Duration,
 }
 
+/// `[health]`: how models are judged, and who may see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Health {
+    /// How long a call counts.
+    pub window: Duration,
+    /// How many calls a window must hold for its share to count.
+    pub min_requests: u32,
+    /// What share of failures is too much to be healthy.
+    pub degraded_percent: Option<u8>,
+    /// And below which share it is healthy again.
+    pub degraded_exit_percent: u8,
+    /// What share of failures is too much to be degraded.
+    pub unhealthy_percent: Option<u8>,
+    /// And below which share it is no more than degraded.
+    pub unhealthy_exit_percent: u8,
+    /// Whether a model is not asked while it is unhealthy.
+    pub shed: bool,
+    /// How often upstreams are probed, if they are.
+    pub probe_every: Option<Duration>,
+    /// How long a probe may take.
+    pub probe_timeout: Duration,
+    /// How many have to fail in a row.
+    pub unhealthy_probes: u32,
+    /// How many have to be good in a row.
+    pub healthy_probes: u32,
+    /// Who may see it.
+    pub show_to: ShowTo,
+}
+
+/// Who may see how models fare.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ShowTo {
+    /// Everybody, if only this machine can reach the gateway, and else who has the admin token.
+    Auto,
+    /// Everybody.
+    All,
+    /// Who has the admin token.
+    Admin,
+}
+
 /// `[[tenant]]`: one with limits of its own.
 #[derive(Clone, Debug)]
 pub struct Tenant {
@@ -371,6 +415,7 @@ impl Default for Config {
             circuit_breaker,
             fallback: FallbackSettings::default(),
             dedup,
+            health: Health::default(),
             tenants: Vec::new(),
             keys: Vec::new(),
             models: schema::MOCK_MODELS.map(mock).into(),
@@ -467,6 +512,43 @@ impl Default for Dedup {
     }
 }
 
+impl Default for Health {
+    fn default() -> Self {
+        Self {
+            window: Duration::from_secs(60),
+            min_requests: 10,
+            degraded_percent: Some(10),
+            degraded_exit_percent: 5,
+            unhealthy_percent: Some(50),
+            unhealthy_exit_percent: 30,
+            shed: false,
+            probe_every: None,
+            probe_timeout: Duration::from_secs(5),
+            unhealthy_probes: 3,
+            healthy_probes: 2,
+            show_to: ShowTo::Auto,
+        }
+    }
+}
+
+impl Health {
+    /// The settings of the components.
+    pub fn settings(&self) -> bartizan_health::Settings {
+        let mut passive = Passive::none().window(self.window).min_requests(self.min_requests);
+        if let Some(percent) = self.degraded_percent {
+            passive = passive.degraded(percent).degraded_exit(self.degraded_exit_percent.min(percent));
+        }
+        if let Some(percent) = self.unhealthy_percent {
+            passive = passive.unhealthy(percent).unhealthy_exit(self.unhealthy_exit_percent.min(percent));
+        }
+        let active = Active::new()
+            .unhealthy_after(self.unhealthy_probes)
+            .healthy_after(self.healthy_probes)
+            .timeout(self.probe_timeout);
+        bartizan_health::Settings::new().passive(passive).active(active)
+    }
+}
+
 impl CircuitBreaker {
     /// The settings of a breaker for calls with these time limits.
     pub fn settings(&self, limits: &Limits) -> Settings {
@@ -500,6 +582,16 @@ impl CircuitBreaker {
             .probes(self.probes)
             // A probe may take as long as any call, and whoever reads its answer slowly does not hold up the others.
             .probe_timeout(limits.total)
+    }
+}
+
+impl Model {
+    /// The key of its upstream, if it has one.
+    pub fn api_key(&self) -> Option<SecretString> {
+        match &self.upstream {
+            Upstream::Mock => None,
+            Upstream::OpenAi { api_key, .. } => api_key.as_ref().map(|key| key.secret.clone()),
+        }
     }
 }
 

@@ -10,5 +10,8 @@ mod circuit_breakers;
 pub mod config;
 mod dedup;
 mod fallbacks;
+mod health;
+mod metrics;
 mod rate_limits;
 pub mod server;
+mod status;

@@ -47,7 +47,8 @@ Environment:
   GATEWAY_RATE_LIMITS_<KEY>,
   GATEWAY_TOTAL_RATE_LIMITS_<KEY>,
   GATEWAY_CIRCUIT_BREAKER_<KEY>,
-  GATEWAY_FALLBACK_<KEY>           override the keys of [server], [limits] and so on,
+  GATEWAY_FALLBACK_<KEY>,
+  GATEWAY_HEALTH_<KEY>             override the keys of [server], [limits] and so on,
                                    as GATEWAY_SERVER_WORKERS=2
   RUST_LOG                         which logs to write to stderr, as debug or
                                    warn,gateway=debug (default: info)

@@ -5,7 +5,10 @@ use std::time::Duration;
 use bartizan_rate_limit::Quota;
 use gateway::{
     app::App,
-    config::{CircuitBreaker, Config, Dedup, Environment, FallbackSettings, Fallbacks, Upstream, sample},
+    config::{
+        CircuitBreaker, Config, Dedup, Environment, FallbackSettings, Fallbacks, Health, ShowTo, Upstream,
+        sample,
+    },
 };
 use secrecy::ExposeSecret;
 
@@ -55,7 +58,7 @@ fn the_sample_shows_the_defaults() {
         _ => format!("{line}\n"),
     });
     let text: String = lines.collect();
-    assert_eq!(uncommented, 51);
+    assert_eq!(uncommented, 63);
     assert_eq!(format!("{:?}", load(&text)), defaults);
 }
 
@@ -211,7 +214,7 @@ fn unknown_keys_come_with_advice() {
         ("[[models]]", r#"g.toml:4: unknown section "models"; did you mean [[model]]?"#),
         (
             "[zzz]",
-            r#"g.toml:4: unknown section "zzz"; there are [server], [limits], [rate_limits], [total_rate_limits], [circuit_breaker], [fallback], [dedup], [[tenant]], [[key]], [[model]]"#,
+            r#"g.toml:4: unknown section "zzz"; there are [server], [limits], [rate_limits], [total_rate_limits], [circuit_breaker], [fallback], [dedup], [health], [[tenant]], [[key]], [[model]]"#,
         ),
         (
             "[server]\nconnect_ms = 5",
@@ -905,4 +908,100 @@ fn deduplication_that_cannot_be_is_refused() {
     assert_eq!(wrong("[dedupe]"), "g.toml:4: unknown section \"dedupe\"; did you mean [dedup]?");
     assert_eq!(wrong("ttl_ms = 5"), "g.toml:4: unknown key \"ttl_ms\" in [[model]]; it belongs in [dedup]");
     assert_eq!(wrong("dedup = \"on\""), "g.toml:4: \"dedup\" in [[model]] must be true or false, not \"on\"");
+}
+
+#[test]
+fn how_models_are_judged() {
+    assert_eq!(load(MOCK).health, Health::default());
+    let text = r#"
+        [health]
+        window_ms = 1_000
+        min_requests = 3
+        degraded_percent = 20
+        degraded_exit_percent = 10
+        unhealthy_percent = "off"
+        shed = true
+        probe_every_ms = 500
+        probe_timeout_ms = 100
+        unhealthy_probes = 1
+        show_to = "all"
+    "#;
+    let variables = environment(&[("GATEWAY_HEALTH_HEALTHY_PROBES", "4")]);
+    let config = Config::from_toml("g.toml", &format!("{MOCK}{text}"), &variables).unwrap();
+    let millis = Duration::from_millis;
+    let expected = Health {
+        window: millis(1_000),
+        min_requests: 3,
+        degraded_percent: Some(20),
+        degraded_exit_percent: 10,
+        unhealthy_percent: None,
+        unhealthy_exit_percent: 30,
+        shed: true,
+        probe_every: Some(millis(500)),
+        probe_timeout: millis(100),
+        unhealthy_probes: 1,
+        healthy_probes: 4,
+        show_to: ShowTo::All,
+    };
+    assert_eq!(config.health, expected);
+    assert!(config.health.settings().check().is_ok());
+    // A share below the usual exit is its own exit.
+    assert!(
+        load(&format!("{MOCK}[health]\ndegraded_percent = 1\nunhealthy_percent = 2"))
+            .health
+            .settings()
+            .check()
+            .is_ok()
+    );
+}
+
+#[test]
+fn health_settings_that_cannot_be_are_refused() {
+    let health = |text: &str| {
+        let text = wrong(&format!("[health]\n{text}"));
+        text.strip_prefix("g.toml:5: ").unwrap_or_else(|| panic!("{text}")).to_owned()
+    };
+    for (text, expected) in [
+        ("window_ms = 0", "\"window_ms\" in [health] must be an integer from 1 to 86400000, not 0"),
+        (
+            "min_requests = 100_001",
+            "\"min_requests\" in [health] must be an integer from 1 to 100000, not 100001",
+        ),
+        (
+            "degraded_percent = 0",
+            "\"degraded_percent\" in [health] must be \"off\" or an integer from 1 to 100, not 0",
+        ),
+        (
+            "degraded_exit_percent = 11",
+            "\"degraded_exit_percent\" in [health] is 11, above degraded_percent, which is 10; lower the one or raise the \
+             other",
+        ),
+        (
+            "probe_timeout_ms = 1",
+            "\"probe_timeout_ms\" in [health] has no effect without probe_every_ms; set that, or remove this",
+        ),
+        (
+            "show_to = \"admin\"",
+            "\"show_to\" in [health] is \"admin\", and nobody can be that without admin_token in [server]; set that too",
+        ),
+        (
+            "show_to = \"al\"",
+            "\"show_to\" in [health] must be \"auto\", \"all\" or \"admin\", not \"al\"; did you mean \"all\"?",
+        ),
+        ("sched = true", "unknown key \"sched\" in [health]; did you mean \"shed\"?"),
+        ("open_ms = 3", "unknown key \"open_ms\" in [health]; it belongs in [circuit_breaker]"),
+    ] {
+        assert_eq!(health(text), expected);
+    }
+    let exit = wrong("[health]\nunhealthy_exit_percent = 3\nunhealthy_percent = \"off\"");
+    assert_eq!(
+        exit,
+        "g.toml:5: \"unhealthy_exit_percent\" in [health] has no effect while unhealthy_percent is \"off\"; set that, or \
+         remove this"
+    );
+    assert_eq!(wrong("[healt]"), "g.toml:4: unknown section \"healt\"; did you mean [health]?");
+    assert_eq!(
+        wrong_with(MOCK, &[("GATEWAY_HEALTH_SHED", "yes")]),
+        "GATEWAY_HEALTH_SHED: \"shed\" in [health] must be true or false, not \"yes\""
+    );
 }

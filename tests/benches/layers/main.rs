@@ -10,6 +10,7 @@
 mod circuit_breaker;
 mod dedup;
 mod fallback;
+mod health;
 mod inner;
 mod measure;
 mod rate_limit;
@@ -32,6 +33,7 @@ const LAYERS: &[(&str, Compare)] = &[
     ("circuit-breaker", circuit_breaker::compare),
     ("dedup", dedup::compare),
     ("fallback", fallback::compare),
+    ("health", health::compare),
 ];
 
 type Compare = fn(Plan) -> Vec<Table>;
@@ -41,7 +43,7 @@ cargo bench -p bartizan-tests --bench layers [-- OPTIONS]
 
   --quick        one short round: does everything work? (the figures are not to be believed)
   --rounds N     rounds, each of every contender in rotated order, default 40
-  --only A,B     of rate-limit, circuit-breaker, dedup, fallback";
+  --only A,B     of rate-limit, circuit-breaker, dedup, fallback, health";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -60,13 +62,13 @@ fn main() -> ExitCode {
 }
 
 fn run(mut args: impl Iterator<Item = String>) -> Result<(), BoxError> {
-    let mut plan = Plan { quick: false, rounds: 40 };
+    let mut plan = Plan { quick: false, rounds: 40, batch: None };
     let mut only: Vec<String> = LAYERS.iter().map(|(name, _)| (*name).to_owned()).collect();
     while let Some(arg) = args.next() {
         let mut value = || args.next().ok_or(format!("{arg} needs a value"));
         match arg.as_str() {
             "--bench" => {}
-            "--quick" => plan = Plan { quick: true, rounds: 1 },
+            "--quick" => plan = Plan { quick: true, rounds: 1, batch: None },
             "--rounds" => plan.rounds = value()?.parse()?,
             "--only" => only = value()?.split(',').map(String::from).collect(),
             _ => return Err(format!("unknown argument {arg}\n\n{HELP}").into()),

@@ -30,6 +30,8 @@ use tower_service::Service;
 pub(crate) struct Plan {
     pub(crate) quick: bool,
     pub(crate) rounds: usize,
+    /// How many calls a round makes, where that is not as many as usual.
+    pub(crate) batch: Option<u64>,
 }
 
 /// Makes so many calls.
@@ -77,7 +79,7 @@ impl Plan {
 
     /// Every round is of every contender. The first one is another one in each.
     fn measure(self, contenders: &[Contender<'_>], two_threads: bool) -> Vec<Figures> {
-        let batch = if self.quick { 1_000 } else { 50_000 };
+        let batch = self.batch.unwrap_or(if self.quick { 1_000 } else { 50_000 });
         let mut runs: Vec<_> = contenders.iter().map(|it| (it.make)(0)).collect();
         let mut figures: Vec<_> = contenders.iter().map(|it| Figures::of(it.name)).collect();
         for (run, figures) in runs.iter_mut().zip(&mut figures) {

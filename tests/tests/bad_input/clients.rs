@@ -117,6 +117,8 @@ async fn the_wrong_method() {
         ("DELETE /v1/models", "get, head"),
         ("PUT /v1/models/chat", "get, head"),
         ("BREW /livez", "get, head"),
+        ("PUT /", "get, head"),
+        ("DELETE /metrics", "get, head"),
     ] {
         let head = format!("{line} HTTP/1.1\r\nhost: gateway\r\nconnection: close\r\n\r\n");
         let asked = answer(head.as_bytes()).await;
@@ -127,7 +129,7 @@ async fn the_wrong_method() {
 
 #[tokio::test]
 async fn an_unknown_path() {
-    for path in ["/", "/v1/chat/completion", "/v1/chat/completions/", "/v1/../etc/passwd"] {
+    for path in ["/v1", "/v1/chat/completion", "/v1/chat/completions/", "/v1/../etc/passwd"] {
         let head = format!("POST {path} HTTP/1.1\r\nhost: gateway\r\nconnection: close\r\n");
         answer(&with_length(&head, GOOD)).await.assert_error(404, INVALID, Some("unknown_url"), path);
     }

@@ -11,10 +11,10 @@ use super::{
 };
 
 /// What a threshold says that is none.
-const OFF: &str = "off";
+pub(super) const OFF: &str = "off";
 
 const CALLS: RangeInclusive<u64> = 1..=1_000_000;
-const PERCENT: RangeInclusive<u64> = 1..=100;
+pub(super) const PERCENT: RangeInclusive<u64> = 1..=100;
 /// As many as a breaker can count.
 const PROBES: RangeInclusive<u64> = 1..=4_095;
 
@@ -109,7 +109,7 @@ pub(super) const BREAKER: &[Key<CircuitBreaker>] = &[
 ];
 
 /// Of a number that its key's range keeps small enough.
-fn small<N: TryFrom<u64>>(n: u64) -> N {
+pub(super) fn small<N: TryFrom<u64>>(n: u64) -> N {
     N::try_from(n).ok().expect("the range of the key is within the type's")
 }
 

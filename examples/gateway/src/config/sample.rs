@@ -4,6 +4,7 @@ use super::{
     breaker::BREAKER,
     dedup::DEDUP,
     fallback::{BUDGET, FALLBACKS},
+    health::HEALTH,
     key::Key,
     rates::{KEY, QUEUE, RATES, TENANT, TOTAL},
     schema::{LIMITS, MOCK_MODELS, MODEL, SERVER},
@@ -32,6 +33,8 @@ pub fn sample() -> String {
     BUDGET.iter().for_each(|key| key.sample(&mut text));
     text += DEDUP_HEAD;
     DEDUP.iter().for_each(|key| key.sample(&mut text));
+    text += HEALTH_HEAD;
+    HEALTH.iter().for_each(|key| key.sample(&mut text));
     text += TENANT_HEAD;
     TENANT.iter().for_each(|key| key.line(&mut text));
     text += KEY_HEAD;
@@ -74,9 +77,9 @@ const HEAD: &str = "\
 # A line such as `#workers = \"auto\"` shows a key and its default; take the `#` away to change it. What is not known here
 # is an error. This file is what `gateway --sample` prints.
 #
-# Environment variables override the keys of [server], [limits], [rate_limits], [total_rate_limits], [circuit_breaker],
-# [fallback] and [dedup]: GATEWAY_SERVER_LISTEN, GATEWAY_LIMITS_TOTAL_MS and so on. The option --listen overrides both. Logs
-# go to stderr; RUST_LOG says which (default: info).
+# Environment variables override the keys of the sections that stand in single brackets: GATEWAY_SERVER_LISTEN,
+# GATEWAY_LIMITS_TOTAL_MS and so on. The option --listen overrides both. Logs go to stderr; RUST_LOG says which
+# (default: info).
 ";
 
 const LIMITS_HEAD: &str = "
@@ -120,6 +123,14 @@ const DEDUP_HEAD: &str = "
 # request and costs no tokens. Clients can say `Cache-Control: no-store`, or `no-cache` for a new answer that others may have
 # again. Where answers would have differed, as at most temperatures, all who ask the same now get the same.
 [dedup]
+";
+
+const HEALTH_HEAD: &str = "
+# How each model's upstream fares, as GET /health, GET /metrics and the page at / tell: healthy, degraded or unhealthy. The
+# share of calls that fail decides; a worse state is left only below its exit, so that it does not flap. Failures are those
+# of [circuit_breaker], and also a key that is refused, a quota that is used up, and a model that the upstream does not
+# know. While a model's circuit breaker is open the model is unhealthy as well.
+[health]
 ";
 
 const TENANT_HEAD: &str = "

@@ -113,8 +113,8 @@ pub(super) const SERVER: &[Key<ServerConfig>] = &[
         }),
         default: "",
         doc: "What to show as `Authorization: Bearer` to GET /admin/limits, GET /admin/breakers, GET /admin/fallbacks,\n\
-              GET /admin/dedup, POST /admin/breakers/MODEL/reset (or force-open, or disable) and POST /admin/dedup/clear.\n\
-              Without it there are no such paths.",
+              GET /admin/dedup, POST /admin/breakers/MODEL/reset (or force-open, or disable), POST /admin/dedup/clear and\n\
+              POST /admin/health/reset. Without it there are no such paths.",
     },
 ];
 

@@ -7,6 +7,7 @@ use super::{
     breaker::BREAKER,
     dedup::DEDUP,
     fallback::{BUDGET, FALLBACKS},
+    health::HEALTH,
     key::{Key, Value, nearest, set},
     rates::{KEY, QUEUE, RATES, TENANT, TOTAL},
     schema::{LIMITS, MODEL, SERVER},
@@ -22,13 +23,14 @@ pub(super) enum Section {
     CircuitBreaker,
     Fallback,
     Dedup,
+    Health,
     Tenant,
     Key,
     Model,
 }
 
 impl Section {
-    pub(super) const ALL: [Self; 10] = [
+    pub(super) const ALL: [Self; 11] = [
         Self::Server,
         Self::Limits,
         Self::RateLimits,
@@ -36,6 +38,7 @@ impl Section {
         Self::CircuitBreaker,
         Self::Fallback,
         Self::Dedup,
+        Self::Health,
         Self::Tenant,
         Self::Key,
         Self::Model,
@@ -50,6 +53,7 @@ impl Section {
             Self::CircuitBreaker => "circuit_breaker",
             Self::Fallback => "fallback",
             Self::Dedup => "dedup",
+            Self::Health => "health",
             Self::Tenant => "tenant",
             Self::Key => "key",
             Self::Model => "model",
@@ -71,6 +75,7 @@ impl Section {
             Self::CircuitBreaker => names(BREAKER),
             Self::Fallback => [names(FALLBACKS), names(BUDGET)].concat(),
             Self::Dedup => names(DEDUP),
+            Self::Health => names(HEALTH),
             Self::Tenant => [names(TENANT), names(RATES)].concat(),
             Self::Key => names(KEY),
             Self::Model => [names(MODEL), names(FALLBACKS), names(LIMITS)].concat(),
@@ -99,6 +104,7 @@ impl Section {
                     .or_else(|| set(BUDGET, fallback, name, value))
             }
             Self::Dedup => set(DEDUP, &mut config.dedup, name, value),
+            Self::Health => set(HEALTH, &mut config.health, name, value),
             Self::Tenant | Self::Key | Self::Model => None,
         }
     }
