@@ -156,10 +156,11 @@ fn before_content() -> Vec<(&'static str, Script)> {
         ("[DONE] after the role", events([ROLE, "[DONE]"])),
         ("cut within the first content", events([ROLE, WORD]).chop(7).fail_after(1)),
         ("comments without end", events([ROLE]).pace(SECOND / 9).frames(vec![": still here\n\n"; 1_000])),
-        (
-            "more than may be held back",
-            events([ROLE]).frames(vec![format!(": {}\n\n", "x".repeat(60_000)); 2]),
-        ),
+        ("more than may be held back", {
+            let comment = format!(": {}\n\n", "x".repeat(60_000));
+            let word = format!("data: {WORD}\n\ndata: [DONE]\n\n");
+            events([]).frames([comment.clone(), comment, word])
+        }),
     ]
 }
 

@@ -476,7 +476,8 @@ async fn a_request_has_its_time() {
     let fallback = Fallback::with(Settings::new().within(5 * SECOND), ["a", "b"]);
     let (begin, b) = (Instant::now(), Upstream::works("b"));
     let service = fallback.layer("a").or("b", b.clone()).layer(hangs);
-    let error = ask(&service, "1").await.unwrap_err();
+    let asked = tokio::time::timeout(60 * SECOND, ask(&service, "1")).await;
+    let error = asked.expect("it ends").unwrap_err();
     assert_eq!((exhausted(&error).0, begin.elapsed()), (RejectionKind::Deadline, 5 * SECOND));
     assert_eq!((b.calls(), fallback.stats().out_of_time), (0, 1));
     drop(service);
