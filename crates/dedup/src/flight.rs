@@ -87,7 +87,7 @@ impl<T> Results for Flown<T> {
 impl<K: Eq, T> Flight<K, T> {
     /// A call that [`start`](Self::start)s later: whoever joins it waits until it has.
     pub(crate) fn new(table: Weak<Table<K, T>>, key: Hashed<K>) -> Self {
-        let results = Flown { outcome: None, verdict: Verdict::Share };
+        let results = Flown { outcome: None, verdict: Verdict::Share(None) };
         let aloft = AtomicBool::new(true);
         Self { relay: Relay::new(results), table, key, aloft, leave: Table::leave }
     }
@@ -125,12 +125,13 @@ impl<K: Eq, T> Flight<K, T> {
                         self.leave(true);
                         (Outcome::Private(tape), verdict)
                     }
-                    (Verdict::Failure, size) => {
+                    (Verdict::Failure | Verdict::PrivateFailure, size) => {
                         let outcome = match stand_in() {
                             Some((tape, served)) => Outcome::StandIn(tape, served),
+                            None if verdict == Verdict::PrivateFailure => Outcome::Private(tape),
                             None => Outcome::Done(Ok(tape)),
                         };
-                        if size.is_some() || matches!(outcome, Outcome::StandIn(..)) {
+                        if size.is_some() || !matches!(outcome, Outcome::Done(_)) {
                             self.leave(false);
                         }
                         (outcome, verdict)

@@ -14,7 +14,7 @@ use bartizan_core::{BoxError, Rejected, RejectionKind};
 use bartizan_dedup::{Dedup, Frames, Playback, Recording, Replay, Served};
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http::{HeaderMap, Request, Response, StatusCode, header::AGE, response};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header::AGE, response};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Full};
 use tokio::{
@@ -49,7 +49,7 @@ impl Body for Upstream {
                 Part::Data(data) => Ok(Frame::data(Bytes::from(data))),
                 Part::Trailer(value) => {
                     let mut trailers = HeaderMap::new();
-                    trailers.insert("x-checksum", http::HeaderValue::from_static(value));
+                    trailers.insert("x-checksum", HeaderValue::from_static(value));
                     Ok(Frame::trailers(trailers))
                 }
                 Part::Cut => Err("cut".into()),
@@ -326,12 +326,16 @@ fn a_body_that_panics_does_so_for_who_polls_it() {
 /// Whoever waited for an answer that is for another one alone asks himself.
 #[test]
 fn what_is_private_is_for_the_one_who_asked() {
-    let heads: [Head; 5] = [
+    let heads: [Head; 9] = [
         |head| head.header("cache-control", "private, max-age=60"),
         |head| head.header("cache-control", "no-store"),
         |head| head.header("set-cookie", "session=1"),
         |head| head.header("vary", "accept, *"),
         |head| head.status(StatusCode::PARTIAL_CONTENT),
+        |head| head.status(StatusCode::SWITCHING_PROTOCOLS),
+        |head| head.header("cache-control", HeaderValue::from_bytes(b"private, by=\"Zo\xeb\"").unwrap()),
+        |head| head.status(503).header("set-cookie", "session=1"),
+        |head| head.status(500).header("cache-control", "private"),
     ];
     for head in heads {
         let (dedup, inner) = (kept(), Inner::default());
@@ -381,6 +385,28 @@ async fn what_may_be_kept_is_for_the_upstream_to_say() {
     assert_eq!(served(&inner.ask(&dedup, ok)), Served::Miss);
 }
 
+/// Whoever judges answers himself may keep what is no success, and yet no longer than the upstream allows.
+#[tokio::test(start_paused = true)]
+async fn no_judgement_keeps_what_the_upstream_forbids() {
+    let heads: [(Head, [usize; 2]); 5] = [
+        (|head| head.status(404), [1, 1]),
+        (|head| head.status(404).header("cache-control", "max-age=1"), [1, 0]),
+        (|head| head.status(404).header("cache-control", "no-cache"), [0, 0]),
+        (|head| head.header("cache-control", "no-cache"), [0, 0]),
+        (|head| head.header("cache-control", "max-age=60").header("age", "60"), [0, 0]),
+    ];
+    for (head, kept) in heads {
+        let dedup = Dedup::http(Replay::ttl(60 * SECOND).cache_when(|_| true));
+        let inner = Inner::default();
+        let mut answer = inner.ask(&dedup, head);
+        inner.end();
+        assert!(frame(&mut answer).is_none());
+        let now = dedup.stats().entries;
+        advance(SECOND).await;
+        assert_eq!([now, dedup.stats().entries], kept);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_failure_of_the_upstream_is_answered_with_what_was_kept() {
     let dedup = Dedup::http(Replay::ttl(SECOND).stale_if_error(SECOND));
@@ -391,7 +417,7 @@ async fn a_failure_of_the_upstream_is_answered_with_what_was_kept() {
     data(&mut answer);
     assert!(frame(&mut answer).is_none());
     advance(SECOND).await;
-    let mut stale = inner.ask(&dedup, |head| head.status(503));
+    let mut stale = inner.ask(&dedup, |head| head.status(503).header("cache-control", "no-store"));
     assert_eq!((stale.status(), status(&stale)), (StatusCode::OK, "bartizan; hit; ttl=-0"));
     assert!(matches!(served(&stale), Served::Stale { .. }));
     assert_eq!(data(&mut stale), "a");
