@@ -2,7 +2,10 @@
 
 use std::{
     pin::Pin,
-    sync::{Arc, Weak, atomic::AtomicBool},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     task::{Context, Poll},
 };
 
@@ -93,9 +96,13 @@ impl<K: Eq, T> Flight<K, T> {
     }
 
     pub(crate) fn start(&self, make: impl FnOnce() -> Execution<T>) {
-        let leaves = Leaves(self);
-        self.relay.start(make);
-        leaves.not();
+        self.relay.start(|| {
+            // Before it is known to have panicked, should it: nobody joins it then.
+            let leaves = Leaves(self);
+            let execution = make();
+            leaves.not();
+            execution
+        });
     }
 
     fn poll(&self, place: &mut Place, cx: &mut Context<'_>) -> Poll<Outcome<T>> {
@@ -186,9 +193,15 @@ impl<K: Eq, T> Flight<K, T> {
 
 impl<K: Eq + Send + Sync, T: Send + Sync> Landing<T> for Flight<K, T> {
     fn complete(&self, size: usize) {
+        // One reader after the other comes to the end.
+        if !self.aloft.load(Relaxed) {
+            return;
+        }
         let (outcome, verdict) = self.relay.look(|flown| (flown.outcome.clone(), flown.verdict));
         if let Some(Outcome::Done(Ok(tape))) = outcome {
+            let leaves = Leaves(self);
             self.keep(&tape, verdict, size);
+            leaves.not();
         }
     }
 

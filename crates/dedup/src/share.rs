@@ -43,7 +43,7 @@ pub trait Share<Res>: Clone {
     /// The response of a call that is shared with nobody.
     fn pass(&self, response: Res) -> Self::Response;
 
-    /// Reads to the end what nobody reads: the answer to a refresh in the background.
+    /// Reads what nobody reads, the answer to a refresh in the background: to its end, or as far as it may be kept.
     fn rest(&self, tape: &Self::Tape, ticket: Ticket<Self::Tape>) -> Self::Rest;
 }
 

@@ -5,7 +5,10 @@ use std::{
     convert::Infallible,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -244,6 +247,24 @@ fn a_body_that_is_shorter_than_its_head_says_is_not_whole() {
     assert_eq!(dedup.stats().entries, 0);
 }
 
+/// Not even if the body says itself that this was all.
+#[test]
+fn a_body_whose_length_is_not_what_its_head_says_is_not_kept() {
+    for (length, whole) in [("3", true), ("2", false), ("4", false)] {
+        let dedup = Dedup::http(Replay::ttl(SECOND));
+        let service = dedup.layer(|_: &()| Some(1)).layer(service_fn(move |()| async move {
+            let head = Response::builder().header("content-length", length);
+            Ok::<_, Infallible>(head.body(Full::new(Bytes::from_static(b"all"))).unwrap())
+        }));
+        let mut body = service.oneshot(()).now_or_never().unwrap().unwrap().into_body();
+        assert_eq!(body.frame().now_or_never().unwrap().unwrap().unwrap().into_data().unwrap(), "all");
+        assert_eq!(body.is_end_stream(), whole);
+        let end = body.frame().now_or_never().unwrap();
+        assert_eq!((end.is_none(), end.is_some_and(|end| end.is_err())), (whole, !whole), "{length}");
+        assert_eq!((dedup.stats().entries, dedup.stats().in_flight), (usize::from(whole), 0));
+    }
+}
+
 #[test]
 fn the_last_byte_ends_a_body_whose_length_its_head_says() {
     let (dedup, inner) = (kept(), Inner::default());
@@ -447,6 +468,49 @@ async fn a_stream_is_revalidated_to_its_end() {
     assert!(matches!(served(&fresh), Served::Hit { .. }));
     assert_eq!(data(&mut fresh), "new");
     assert_eq!(inner.calls(), 2);
+}
+
+/// Nobody reads it, so it is read no further than it may be kept.
+#[tokio::test(start_paused = true)]
+async fn a_revalidation_that_gets_too_long_ends() {
+    let replay = Replay::ttl(SECOND).stale_while_revalidate(SECOND);
+    let dedup = Dedup::sharing(Frames::new().max_body(1_000), replay);
+    let inner = Inner::default();
+    let mut answer = inner.ask(&dedup, ok);
+    inner.send(0, [Part::Data("old")]);
+    inner.end();
+    data(&mut answer);
+    assert!(frame(&mut answer).is_none());
+    advance(SECOND).await;
+    assert_eq!(data(&mut inner.ask(&dedup, ok)), "old");
+    advance(Duration::ZERO).await;
+    inner.send(1, [Part::Data("x".repeat(2_000).leak())]);
+    advance(Duration::ZERO).await;
+    assert!(inner.is_dropped(1));
+    assert_eq!(tokio::runtime::Handle::current().metrics().num_alive_tasks(), 0);
+}
+
+/// The answer is judged once, when all of it is there; a judge who panics keeps nobody else from his answer.
+#[test]
+fn a_judge_who_panics_leaves_the_key_free() {
+    let judged = Arc::new(AtomicUsize::new(0));
+    let judge = judged.clone();
+    let dedup = Dedup::http(Replay::ttl(SECOND).cache_when(move |_| {
+        assert!(judge.fetch_add(1, SeqCst) > 0, "the judge panics");
+        true
+    }));
+    let inner = Inner::default();
+    let [mut first, mut second] = [0; 2].map(|_| inner.ask(&dedup, ok));
+    inner.end();
+    catch_unwind(AssertUnwindSafe(|| frame(&mut first).is_some())).unwrap_err();
+    assert_eq!(dedup.stats().in_flight, 0, "nobody joins it");
+    assert!(frame(&mut second).is_none());
+    assert_eq!((judged.load(SeqCst), dedup.stats().entries), (1, 0));
+
+    let mut others = [0; 3].map(|_| inner.ask(&dedup, ok));
+    inner.end();
+    others.iter_mut().for_each(|other| assert!(frame(other).is_none()));
+    assert_eq!((inner.calls(), judged.load(SeqCst), dedup.stats().entries), (2, 2, 1));
 }
 
 #[test]

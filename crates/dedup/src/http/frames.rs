@@ -22,6 +22,9 @@ use crate::{Dedup, Replay, Served, Share, Ticket, Verdict};
 /// [`max_body`](Self::max_body) is held: one that is longer goes on for those who have it, but is joined by nobody and not
 /// kept, and a reader who falls behind by more than that fails with [`Lagged`](bartizan_core::RejectionKind::Lagged).
 ///
+/// Where `Content-Length` says how long a body is, it ends with its last byte, and trailers after that are not read. One that
+/// is shorter or longer fails, and is not kept.
+///
 /// A complete response with a status of success may be kept, for as long as its `Cache-Control` allows. One that says
 /// `private` or `no-store`, or something that cannot be read, sets a cookie, says `Vary: *`, or is one of 1xx, 206 and 304,
 /// is for the caller whose request it answers; others who waited make calls of their own. 500, 502, 503 and 504 are
