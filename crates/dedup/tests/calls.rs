@@ -377,7 +377,7 @@ async fn an_answer_stands_in_for_an_error_while_it_may() {
             assert_eq!(assert_ready!(call.poll()).is_ok(), stands_in);
         }
     }
-    assert_eq!(dedup.stats().stale, 1);
+    assert_eq!(dedup.stats().stale, 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -421,6 +421,44 @@ fn another_payload_under_a_known_key_is_refused() {
     let error = service.call(2).now_or_never().unwrap().unwrap_err();
     assert_eq!(kind(&*error), Some(RejectionKind::Conflict));
     assert_eq!(dedup.stats().conflicts, 1);
+}
+
+/// An answer to another payload is none.
+#[tokio::test(start_paused = true)]
+async fn an_answer_stands_in_for_its_own_payload_only() {
+    let dedup: Dedup<&str, u8> = Dedup::new(Replay::ttl(SECOND).stale_if_error(SECOND));
+    let key = |(payload, _): &(u8, bool)| Some(Identity::new("k").fingerprint([*payload; 32]));
+    let mut service = dedup.layer(key).layer(service_fn(async |(payload, fails)| match fails {
+        true => Err("no"),
+        false => Ok(payload),
+    }));
+    let mut ask = |payload, fails| service.call((payload, fails)).now_or_never().unwrap().ok();
+    assert_eq!(ask(1, false), Some(1));
+    advance(SECOND).await;
+    assert_eq!([ask(2, true), ask(1, true)], [None, Some(1)]);
+}
+
+/// Whoever does not want what was kept gets the error; those who asked with him get what may stand in.
+#[tokio::test(start_paused = true)]
+async fn nothing_stands_in_for_one_who_is_not_to_be_answered_from_what_was_kept() {
+    let (dedup, calls) =
+        (Dedup::<u8, usize>::new(Replay::ttl(SECOND).stale_if_error(SECOND)), AtomicUsize::new(0));
+    let calls = Arc::new(calls);
+    let key = |fresh: &bool| Some(if *fresh { Identity::new(1).no_cache() } else { Identity::new(1) });
+    let service = dedup.layer(key).layer(service_fn(move |_| {
+        let n = calls.fetch_add(1, SeqCst);
+        async move { if n == 0 { Ok(n) } else { Err("no") } }
+    }));
+    let ask = |fresh| service.clone().call(fresh).now_or_never().unwrap();
+    assert_eq!(ask(false).unwrap(), 0);
+    assert_eq!(ask(true).unwrap_err().to_string(), "no", "while it is fresh");
+    advance(SECOND).await;
+    for leads in [false, true] {
+        let [first, second] = [leads, !leads].map(|fresh| (fresh, service.clone().call(fresh)));
+        for (fresh, call) in [first, second] {
+            assert_eq!(call.now_or_never().unwrap().is_err(), fresh);
+        }
+    }
 }
 
 #[test]
