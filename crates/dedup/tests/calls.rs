@@ -261,6 +261,66 @@ fn a_panic_reaches_who_polled_and_the_others_are_told() {
     }
 }
 
+/// Whoever joined before the call was there learns of it when the key is free again.
+#[test]
+fn a_service_that_panics_when_it_is_cloned_leaves_the_key_free() {
+    type Hook = Box<dyn FnOnce() + Send>;
+    struct Fragile(Arc<Mutex<Option<Hook>>>);
+
+    impl Clone for Fragile {
+        fn clone(&self) -> Self {
+            let hook = self.0.lock().unwrap().take();
+            hook.into_iter().for_each(|hook| hook());
+            Self(self.0.clone())
+        }
+    }
+
+    impl Service<&'static str> for Fragile {
+        type Response = String;
+        type Error = BoxError;
+        type Future = std::future::Ready<Answer>;
+
+        fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> Poll<Result<(), BoxError>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, answer: &'static str) -> Self::Future {
+            std::future::ready(Ok(answer.to_owned()))
+        }
+    }
+
+    /// What is under way when it is woken.
+    struct Looks(Words, AtomicUsize);
+
+    impl std::task::Wake for Looks {
+        fn wake(self: Arc<Self>) {
+            self.1.store(self.0.stats().in_flight, SeqCst);
+        }
+    }
+
+    let dedup = none();
+    let looks = Arc::new(Looks(dedup.clone(), AtomicUsize::new(usize::MAX)));
+    let joined = Arc::new(Mutex::new(None));
+    let hook: Hook = {
+        let (dedup, looks, joined) = (dedup.clone(), looks.clone(), joined.clone());
+        Box::new(move || {
+            let mut call = Box::pin(ask(&dedup, &Inner::default(), "k").into_inner());
+            let waker = looks.into();
+            assert!(call.as_mut().poll(&mut std::task::Context::from_waker(&waker)).is_pending());
+            *joined.lock().unwrap() = Some(call);
+            panic!("it panics");
+        })
+    };
+    let hook = Arc::new(Mutex::new(Some(hook)));
+    let mut service = dedup.layer(|key: &&str| Some((*key).to_owned())).layer(Fragile(hook));
+    catch_unwind(AssertUnwindSafe(|| drop(service.call("k")))).unwrap_err();
+    assert_eq!(looks.1.load(SeqCst), 0, "nobody joins it");
+    let joined = joined.lock().unwrap().take().expect("it joined");
+    let error = joined.now_or_never().unwrap().unwrap_err();
+    assert_eq!(kind(&*error), Some(RejectionKind::Panicked));
+    assert_eq!(service.call("k").now_or_never().unwrap().unwrap(), "k", "the key is free");
+}
+
 #[tokio::test(start_paused = true)]
 async fn answers_are_kept_for_their_time_and_say_so() {
     let (dedup, inner) = (Dedup::new(Replay::ttl(SECOND).negative_ttl(SECOND / 2)), Inner::default());
