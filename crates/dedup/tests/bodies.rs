@@ -186,6 +186,24 @@ fn readers_wake_each_other() {
 }
 
 #[test]
+fn a_reader_who_goes_leaves_no_waker_behind() {
+    struct Task;
+    impl std::task::Wake for Task {
+        fn wake(self: Arc<Self>) {}
+    }
+    let (dedup, inner) = (kept(), Inner::default());
+    let [mut first, second] = [0; 2].map(|_| inner.ask(&dedup, ok));
+    let task = Arc::new(Task);
+    let waker = task.clone().into();
+    assert!(Pin::new(first.body_mut()).poll_frame(&mut Context::from_waker(&waker)).is_pending());
+    drop(waker);
+    assert_eq!(Arc::strong_count(&task), 2, "it waits");
+    drop(first);
+    assert_eq!(Arc::strong_count(&task), 1);
+    drop(second);
+}
+
+#[test]
 fn the_first_reader_may_go_and_when_all_have_gone_upstream_sees_it() {
     let (dedup, inner) = (kept(), Inner::default());
     let mut first = inner.ask(&dedup, ok);
@@ -468,6 +486,25 @@ async fn a_stream_is_revalidated_to_its_end() {
     assert!(matches!(served(&fresh), Served::Hit { .. }));
     assert_eq!(data(&mut fresh), "new");
     assert_eq!(inner.calls(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revalidation_that_fails_leaves_what_is_kept() {
+    let heads: [Head; 2] =
+        [|head| head.status(503), |head| head.status(503).header("set-cookie", "session=1")];
+    for head in heads {
+        let dedup = Dedup::http(Replay::ttl(SECOND).stale_while_revalidate(SECOND));
+        let inner = Inner::default();
+        let mut answer = inner.ask(&dedup, ok);
+        inner.end();
+        assert!(frame(&mut answer).is_none());
+        advance(SECOND).await;
+        drop(inner.ask(&dedup, head));
+        advance(Duration::ZERO).await;
+        inner.end();
+        advance(Duration::ZERO).await;
+        assert!(matches!(served(&inner.ask(&dedup, ok)), Served::Stale { .. }));
+    }
 }
 
 /// Nobody reads it, so it is read no further than it may be kept.

@@ -441,6 +441,23 @@ async fn an_answer_stands_in_for_an_error_while_it_may() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_error_for_which_something_stands_in_is_not_kept() {
+    let replay = Replay::ttl(SECOND).stale_if_error(9 * SECOND).negative_ttl(9 * SECOND);
+    let (dedup, inner) = (Dedup::new(replay), Inner::default());
+    let mut call = ask(&dedup, &inner, "k");
+    assert_pending!(call.poll());
+    inner.answer(0, "old");
+    assert!(assert_ready!(call.poll()).is_ok());
+    advance(SECOND).await;
+    for n in [1, 2] {
+        let mut call = ask(&dedup, &inner, "k");
+        assert_pending!(call.poll());
+        inner.fail(n, "no");
+        assert_eq!(assert_ready!(call.poll()).unwrap(), "old");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_answer_that_was_invalidated_in_flight_is_not_kept() {
     let (dedup, inner) = (Dedup::new(Replay::ttl(SECOND)), Inner::default());
     for forget in [|dedup: &Words| dedup.invalidate(&"k".to_owned()), |dedup: &Words| dedup.clear()] {
