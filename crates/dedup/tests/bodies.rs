@@ -15,7 +15,7 @@ use std::{
 
 use bartizan_core::{BoxError, Rejected, RejectionKind};
 use bartizan_dedup::{Dedup, Frames, Playback, Recording, Replay, Served};
-use bytes::Bytes;
+use bytes::{Buf, Bytes, buf::Chain};
 use futures_util::FutureExt;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header::AGE, response};
 use http_body::{Body, Frame, SizeHint};
@@ -581,6 +581,43 @@ fn a_body_that_is_there_at_once_keeps_its_length() {
         assert_eq!(body.size_hint().exact(), SizeHint::with_exact(0).exact());
     }
     assert_eq!((dedup.stats().misses, dedup.stats().hits), (1, 1));
+}
+
+/// A body that gives its bytes in two frames, and knows how many are left.
+struct Counted(Chain<Bytes, Bytes>);
+
+impl Body for Counted {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let length = self.0.chunk().len();
+        Poll::Ready((length > 0).then(|| Ok(Frame::data(self.0.copy_to_bytes(length)))))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0.remaining() as u64)
+    }
+}
+
+/// What is to come, as the body knew it when its last frame came, and what is there already.
+#[test]
+fn each_reader_knows_how_much_is_left_for_him() {
+    let dedup = Dedup::http(Replay::ttl(SECOND));
+    let service = dedup.layer(|_: &()| Some(1)).layer(service_fn(async |()| {
+        let body = Bytes::from_static(b"ab").chain(Bytes::from_static(b"cde"));
+        Ok::<_, Infallible>(Response::new(Counted(body)))
+    }));
+    let [mut one, other] =
+        [0; 2].map(|_| service.clone().call(()).now_or_never().unwrap().unwrap().into_body());
+    for left in [5, 3, 0] {
+        assert_eq!(one.size_hint().exact(), Some(left));
+        assert_eq!(other.size_hint().exact(), Some(5));
+        assert_eq!(one.frame().now_or_never().unwrap().is_some(), left > 0);
+    }
 }
 
 #[test]
