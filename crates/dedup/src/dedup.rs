@@ -121,7 +121,7 @@ impl<K, T, X> fmt::Debug for Dedup<K, T, X> {
 pub struct Stats {
     /// Calls that were answered with what was kept.
     pub hits: u64,
-    /// Answers that were served though stale: such hits, and calls that failed and were answered all the same.
+    /// Answers that were served though stale: such hits, and those to callers whose call had failed.
     pub stale: u64,
     /// Calls that were made.
     pub misses: u64,

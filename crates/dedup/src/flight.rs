@@ -2,14 +2,17 @@
 
 use std::{
     pin::Pin,
-    sync::{Arc, Weak, atomic::AtomicBool},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     task::{Context, Poll},
 };
 
 use bartizan_core::BoxError;
 
 use crate::{
-    SharedError, Verdict,
+    Fingerprint, SharedError, Verdict,
     relay::{Place, Relay, Results},
     share::{Landing, Served, Ticket},
     table::{Hashed, Table},
@@ -23,6 +26,7 @@ pub(crate) struct Flight<K, T> {
     relay: Relay<Execution<T>, Flown<T>>,
     table: Weak<Table<K, T>>,
     pub(crate) key: Hashed<K>,
+    pub(crate) fingerprint: Option<Fingerprint>,
     /// Whether it is to be looked for in the table still. The table says so, under its lock.
     pub(crate) aloft: AtomicBool,
     /// [`Table::leave`], for where nothing is known of keys.
@@ -67,6 +71,8 @@ impl<T> Clone for Outcome<T> {
 
 struct Flown<T> {
     outcome: Option<Outcome<T>>,
+    /// It failed, and this is for those who may be answered with what was kept.
+    stand_in: Option<(Arc<T>, Served)>,
     /// Of a response of which some is still to come.
     verdict: Verdict,
 }
@@ -84,25 +90,38 @@ impl<T> Results for Flown<T> {
     }
 }
 
+impl<T> Flown<T> {
+    fn outcome(&self, no_cache: bool) -> Option<Outcome<T>> {
+        match &self.stand_in {
+            Some((tape, served)) if !no_cache => Some(Outcome::StandIn(tape.clone(), *served)),
+            _ => self.outcome.clone(),
+        }
+    }
+}
+
 impl<K: Eq, T> Flight<K, T> {
     /// A call that [`start`](Self::start)s later: whoever joins it waits until it has.
-    pub(crate) fn new(table: Weak<Table<K, T>>, key: Hashed<K>) -> Self {
-        let results = Flown { outcome: None, verdict: Verdict::Share };
+    pub(crate) fn new(table: Weak<Table<K, T>>, key: Hashed<K>, fingerprint: Option<Fingerprint>) -> Self {
+        let results = Flown { outcome: None, stand_in: None, verdict: Verdict::Share(None) };
         let aloft = AtomicBool::new(true);
-        Self { relay: Relay::new(results), table, key, aloft, leave: Table::leave }
+        Self { relay: Relay::new(results), table, key, fingerprint, aloft, leave: Table::leave }
     }
 
     pub(crate) fn start(&self, make: impl FnOnce() -> Execution<T>) {
-        let leaves = Leaves(self);
-        self.relay.start(make);
-        leaves.not();
+        self.relay.start(|| {
+            // Before it is known to have panicked, should it: nobody joins it then.
+            let leaves = Leaves(self);
+            let execution = make();
+            leaves.not();
+            execution
+        });
     }
 
-    fn poll(&self, place: &mut Place, cx: &mut Context<'_>) -> Poll<Outcome<T>> {
+    fn poll(&self, place: &mut Place, no_cache: bool, cx: &mut Context<'_>) -> Poll<Outcome<T>> {
         self.relay.poll(
             place,
             cx,
-            |flown| flown.outcome.clone(),
+            |flown| flown.outcome(no_cache),
             |execution, cx| {
                 // A call that panics leaves before it is known to have: nobody joins it then.
                 let leaves = Leaves(self);
@@ -116,54 +135,37 @@ impl<K: Eq, T> Flight<K, T> {
     /// What becomes of the call's result. If all of it is there the call leaves the table, and is kept if it may be.
     fn land(&self, result: Result<Recorded<T>, BoxError>) -> Flown<T> {
         let table = self.table.upgrade();
-        let stand_in = || table.as_ref().and_then(|table| table.stand_in(&self.key));
+        let failed = match &result {
+            Ok(recorded) => matches!(recorded.verdict, Verdict::Failure | Verdict::PrivateFailure),
+            Err(_) => true,
+        };
+        let stand_in = table.as_ref().filter(|_| failed).and_then(|table| table.stand_in(self));
         let (outcome, verdict) = match result {
             Ok(Recorded { tape, verdict, size }) => {
                 let tape = Arc::new(tape);
-                match (verdict, size) {
-                    (Verdict::Private, _) => {
-                        self.leave(true);
-                        (Outcome::Private(tape), verdict)
-                    }
-                    (Verdict::Failure, size) => {
-                        let outcome = match stand_in() {
-                            Some((tape, served)) => Outcome::StandIn(tape, served),
-                            None => Outcome::Done(Ok(tape)),
-                        };
-                        if size.is_some() || matches!(outcome, Outcome::StandIn(..)) {
-                            self.leave(false);
-                        }
-                        (outcome, verdict)
-                    }
-                    (_, Some(size)) => {
-                        self.keep(&tape, verdict, size);
-                        (Outcome::Done(Ok(tape)), verdict)
-                    }
-                    (_, None) => (Outcome::Done(Ok(tape)), verdict),
+                let outcome = match verdict {
+                    Verdict::Private | Verdict::PrivateFailure => Outcome::Private(tape.clone()),
+                    _ => Outcome::Done(Ok(tape.clone())),
+                };
+                if matches!(outcome, Outcome::Private(_)) || stand_in.is_some() {
+                    self.leave(!failed);
+                } else if let Some(size) = size {
+                    self.keep(&tape, verdict, size);
                 }
+                (outcome, verdict)
             }
             Err(error) => {
-                let outcome = match stand_in() {
-                    Some((tape, served)) => {
-                        self.leave(false);
-                        Outcome::StandIn(tape, served)
+                let error = SharedError::new(error);
+                match table.as_ref().and_then(|table| Some((table, table.replay.keep_error()?))) {
+                    Some((table, terms)) if stand_in.is_none() => {
+                        table.land(self, Err(error.clone()), size_of::<SharedError>(), terms);
                     }
-                    None => {
-                        let error = SharedError::new(error);
-                        let terms = table.as_ref().and_then(|table| table.replay.keep_error());
-                        match (&table, terms) {
-                            (Some(table), Some(terms)) => {
-                                table.land(self, Err(error.clone()), size_of::<SharedError>(), terms);
-                            }
-                            _ => self.leave(false),
-                        }
-                        Outcome::Done(Err(error))
-                    }
-                };
-                (outcome, Verdict::Failure)
+                    _ => self.leave(false),
+                }
+                (Outcome::Done(Err(error)), Verdict::Failure)
             }
         };
-        Flown { outcome: Some(outcome), verdict }
+        Flown { outcome: Some(outcome), stand_in, verdict }
     }
 
     /// Keeps an answer of which all is there, if it may be kept.
@@ -185,9 +187,15 @@ impl<K: Eq, T> Flight<K, T> {
 
 impl<K: Eq + Send + Sync, T: Send + Sync> Landing<T> for Flight<K, T> {
     fn complete(&self, size: usize) {
+        // One reader after the other comes to the end.
+        if !self.aloft.load(Relaxed) {
+            return;
+        }
         let (outcome, verdict) = self.relay.look(|flown| (flown.outcome.clone(), flown.verdict));
         if let Some(Outcome::Done(Ok(tape))) = outcome {
+            let leaves = Leaves(self);
             self.keep(&tape, verdict, size);
+            leaves.not();
         }
     }
 
@@ -226,11 +234,18 @@ pub(crate) struct Seat<K, T> {
     flight: Arc<Flight<K, T>>,
     place: Place,
     leads: bool,
+    /// The caller is not to be answered with what was kept.
+    no_cache: bool,
 }
 
 impl<K: Eq, T> Seat<K, T> {
     pub(crate) fn new(flight: Arc<Flight<K, T>>, leads: bool) -> Self {
-        Self { flight, place: Place::default(), leads }
+        Self { flight, place: Place::default(), leads, no_cache: false }
+    }
+
+    pub(crate) const fn no_cache(mut self, no_cache: bool) -> Self {
+        self.no_cache = no_cache;
+        self
     }
 
     /// Whether the call was made with this caller's request.
@@ -239,7 +254,14 @@ impl<K: Eq, T> Seat<K, T> {
     }
 
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Outcome<T>> {
-        self.flight.poll(&mut self.place, cx)
+        self.flight.poll(&mut self.place, self.no_cache, cx)
+    }
+
+    /// The caller is answered with what stands in.
+    pub(crate) fn stood_in(&self) {
+        if let Some(table) = self.flight.table.upgrade() {
+            table.stood_in(&self.flight);
+        }
     }
 }
 

@@ -125,7 +125,10 @@ where
 {
     match outcome {
         Outcome::Done(Ok(tape)) | Outcome::Private(tape) => Ok(share.play(&tape, seat.ticket())),
-        Outcome::StandIn(tape, served) => Ok(share.play(&tape, Ticket::kept(served))),
+        Outcome::StandIn(tape, served) => {
+            seat.stood_in();
+            Ok(share.play(&tape, Ticket::kept(served)))
+        }
         Outcome::Done(Err(error)) => {
             // So that the last one has the error to himself.
             drop(seat);

@@ -30,14 +30,16 @@ impl<K> Identity<K> {
     }
 
     /// The payload that comes with the key. A call with the same key and another fingerprint, or none, is refused as a
-    /// conflict as long as the first one is under way or its answer is served.
+    /// conflict as long as the first one is under way or its answer is served. Nor does an answer stand in for an error of a
+    /// call with another fingerprint.
     #[must_use]
     pub fn fingerprint(mut self, fingerprint: Fingerprint) -> Self {
         self.fingerprint = Some(fingerprint);
         self
     }
 
-    /// Not to be answered with what was kept. It may still join a call that is under way, and its answer is kept.
+    /// Not to be answered with what was kept, not even in place of an error. It may still join a call that is under way, and
+    /// its answer is kept.
     #[must_use]
     pub fn no_cache(mut self) -> Self {
         self.no_cache = true;

@@ -145,8 +145,8 @@ impl<T> Replay<T> {
     pub(crate) fn keep(&self, tape: &T, verdict: Verdict, size: usize) -> Option<(Terms, usize)> {
         let longest = match verdict {
             Verdict::Keep(longest) => longest,
-            Verdict::Share if self.cache_when.is_some() => None,
-            Verdict::Share | Verdict::Private | Verdict::Failure => return None,
+            Verdict::Share(longest) if self.cache_when.is_some() => longest,
+            _ => return None,
         };
         let ttl = self.ttl?;
         if self.cache_when.as_ref().is_some_and(|keep| !keep(tape)) {

@@ -72,15 +72,17 @@ where
             self.table.bypass();
             return ResponseFuture::alone(self.inner.clone(), request, share);
         };
-        match self.table.find(identity.into()) {
+        let identity = identity.into();
+        let no_cache = identity.no_cache;
+        match self.table.find(identity) {
             Found::Kept(value, served) => ResponseFuture::kept(value, served, share),
             Found::Joined(flight) => {
                 let instead = (self.inner.clone(), request);
-                ResponseFuture::waiting(Seat::new(flight, false), Some(instead), share)
+                ResponseFuture::waiting(Seat::new(flight, false).no_cache(no_cache), Some(instead), share)
             }
             Found::Leads(flight) => {
                 self.start(&flight, request);
-                ResponseFuture::waiting(Seat::new(flight, true), None, share)
+                ResponseFuture::waiting(Seat::new(flight, true).no_cache(no_cache), None, share)
             }
             Found::Conflict => ResponseFuture::conflict(share),
             Found::Stale(tape, served, refresh) => {

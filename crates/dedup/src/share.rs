@@ -43,7 +43,7 @@ pub trait Share<Res>: Clone {
     /// The response of a call that is shared with nobody.
     fn pass(&self, response: Res) -> Self::Response;
 
-    /// Reads to the end what nobody reads: the answer to a refresh in the background.
+    /// Reads what nobody reads, the answer to a refresh in the background: to its end, or as far as it may be kept.
     fn rest(&self, tape: &Self::Tape, ticket: Ticket<Self::Tape>) -> Self::Rest;
 }
 
@@ -53,12 +53,15 @@ pub trait Share<Res>: Clone {
 pub enum Verdict {
     /// It may be kept, for as long as the handle says or this long, whichever is shorter.
     Keep(Option<Duration>),
-    /// All who wait for it get it, and it is not kept.
-    Share,
+    /// All who wait for it get it. It is kept only if [`Replay::cache_when`](crate::Replay::cache_when) says so, for as
+    /// long as the handle says or this long, whichever is shorter.
+    Share(Option<Duration>),
     /// It belongs to the caller whose request was sent. The others who waited for it make calls of their own.
     Private,
     /// It is as good as an error: a stale answer is served instead if there is one that may.
     Failure,
+    /// A [`Failure`](Self::Failure) that is [`Private`](Self::Private) if no stale answer is served instead.
+    PrivateFailure,
 }
 
 /// Responses are values, and each caller gets a clone.

@@ -1,6 +1,8 @@
 //! Which calls are under way, and which answers are kept.
 //!
-//! Both stand under the lock of their key's part of the table, so a call is never in both, nor in neither.
+//! Both stand under the lock of their key's part of the table, so a call is never in both, nor in neither. What is taken out
+//! is dropped where the lock is not held any more, since that is the user's code, or takes the lock: a variable that is
+//! declared before the lock is dropped after it.
 
 use std::{
     cell::RefCell,
@@ -38,14 +40,9 @@ pub(crate) struct Table<K, T> {
 struct Part<K, T>(Mutex<Inside<K, T>>);
 
 struct Inside<K, T> {
-    flights: HashMap<Hashed<K>, Aloft<K, T>, BuildHasherDefault<Known>>,
+    flights: HashMap<Hashed<K>, Weak<Flight<K, T>>, BuildHasherDefault<Known>>,
     kept: Cache<Hashed<K>, Entry<K, T>, Weight, BuildHasherDefault<Known>, Evict>,
     counts: Counts,
-}
-
-struct Aloft<K, T> {
-    flight: Weak<Flight<K, T>>,
-    fingerprint: Option<Fingerprint>,
 }
 
 struct Entry<K, T> {
@@ -88,18 +85,6 @@ pub(crate) enum Refresh<K, T> {
     Runs,
 }
 
-/// What was taken out under a lock and is to be dropped outside of it: dropping it is the user's code, or takes the lock.
-struct Leftovers<K, T> {
-    entries: Vec<Entry<K, T>>,
-    flights: Vec<Arc<Flight<K, T>>>,
-}
-
-impl<K, T> Default for Leftovers<K, T> {
-    fn default() -> Self {
-        Self { entries: Vec::new(), flights: Vec::new() }
-    }
-}
-
 /// No more than so many, and none for fewer entries than that.
 const MOST_PARTS: usize = 16;
 const ENTRIES_A_PART: usize = 64;
@@ -135,11 +120,10 @@ impl<K: Hash + Eq + Clone, T> Table<K, T> {
     pub(crate) fn find(self: &Arc<Self>, identity: Identity<K>) -> Found<K, T> {
         let Identity { key, fingerprint, no_cache } = identity;
         let key = Hashed::new(&self.hasher, key);
-        let mut left = Leftovers::default();
+        let (_displaced, aloft);
         let mut part = lock(self.part(key.hash));
         let inside = &mut *part;
-        let aloft = inside.flights.get(&key);
-        let aloft = aloft.and_then(|aloft| Some((aloft.flight.upgrade()?, aloft.fingerprint)));
+        aloft = inside.flights.get(&key).and_then(Weak::upgrade);
 
         if let Some(entry) = inside.kept.get(&key) {
             let now = Instant::now();
@@ -147,13 +131,11 @@ impl<K: Hash + Eq + Clone, T> Table<K, T> {
                 Freshness::IfError | Freshness::Gone => {}
                 _ if entry.fingerprint != fingerprint => {
                     inside.counts.conflicts += 1;
-                    left.flights.extend(aloft.map(|(flight, _)| flight));
                     return Found::Conflict;
                 }
                 _ if no_cache => {}
                 Freshness::Fresh => {
                     inside.counts.hits += 1;
-                    left.flights.extend(aloft.map(|(flight, _)| flight));
                     let (age, fresh_for) = (entry.life.age(now), entry.life.fresh_for(now));
                     return Found::Kept(entry.value.clone(), Served::Hit { age, fresh_for });
                 }
@@ -163,19 +145,16 @@ impl<K: Hash + Eq + Clone, T> Table<K, T> {
                         inside.counts.hits += 1;
                         inside.counts.stale += 1;
                         let served = entry.stale(now);
-                        let refresh = match aloft {
-                            Some((flight, _)) if self.replay.spawns => {
-                                left.flights.push(flight);
-                                Refresh::Runs
-                            }
-                            Some((flight, _)) => Refresh::Joined(flight),
+                        let refresh = match &aloft {
+                            Some(_) if self.replay.spawns => Refresh::Runs,
+                            Some(flight) => Refresh::Joined(flight.clone()),
                             None => Refresh::Leads(self.begin(inside, key.clone(), fingerprint)),
                         };
                         if let Refresh::Leads(flight) = &refresh
                             && !self.replay.spawns
                             && let Some(mut entry) = inside.kept.peek_mut(&key)
                         {
-                            left.flights.extend(entry.refresh.replace(flight.clone()));
+                            _displaced = entry.refresh.replace(flight.clone());
                         }
                         return Found::Stale(tape, served, refresh);
                     }
@@ -183,15 +162,14 @@ impl<K: Hash + Eq + Clone, T> Table<K, T> {
             }
         }
 
-        match aloft {
-            Some((flight, known)) if known != fingerprint => {
+        match &aloft {
+            Some(flight) if flight.fingerprint != fingerprint => {
                 inside.counts.conflicts += 1;
-                left.flights.push(flight);
                 Found::Conflict
             }
-            Some((flight, _)) => {
+            Some(flight) => {
                 inside.counts.collapsed += 1;
-                Found::Joined(flight)
+                Found::Joined(flight.clone())
             }
             None => {
                 inside.counts.misses += 1;
@@ -206,28 +184,28 @@ impl<K: Hash + Eq + Clone, T> Table<K, T> {
         key: Hashed<K>,
         fingerprint: Option<Fingerprint>,
     ) -> Arc<Flight<K, T>> {
-        let flight = Arc::new(Flight::new(Arc::downgrade(self), key.clone()));
-        inside.flights.insert(key, Aloft { flight: Arc::downgrade(&flight), fingerprint });
+        let flight = Arc::new(Flight::new(Arc::downgrade(self), key.clone(), fingerprint));
+        inside.flights.insert(key, Arc::downgrade(&flight));
         flight
     }
 
     /// What was kept is served no more, and who asks from now on does not join a call that is under way.
     pub(crate) fn invalidate(&self, key: &K) {
         let key = Hashed::new(&self.hasher, key.clone());
-        let mut left = Leftovers::default();
+        let _left;
         let mut part = lock(self.part(key.hash));
         let inside = &mut *part;
         inside.flights.remove(&key);
-        left.entries.extend(inside.kept.remove(&key).map(|(_, entry)| entry));
+        _left = inside.kept.remove(&key);
     }
 
     /// [`invalidate`](Self::invalidate) for all keys.
     pub(crate) fn clear(&self) {
         for part in &self.parts {
-            let mut left = Leftovers::default();
+            let mut left = Vec::new();
             let mut part = lock(&part.0);
             part.flights.clear();
-            left.entries.extend(part.kept.drain().map(|(_, entry)| entry));
+            left.extend(part.kept.drain());
         }
     }
 
@@ -235,13 +213,13 @@ impl<K: Hash + Eq + Clone, T> Table<K, T> {
         let mut stats = Stats { bypassed: self.bypassed.load(Relaxed), ..Stats::default() };
         let now = Instant::now();
         for part in &self.parts {
-            let left = RefCell::new(Leftovers::default());
+            let left = RefCell::new(Vec::new());
             let mut part = lock(&part.0);
             // What serves no more is not there any more.
             part.kept.retain(|_, entry| {
                 let serves = entry.life.at(now) != Freshness::Gone;
                 if !serves {
-                    left.borrow_mut().entries.push(entry.clone());
+                    left.borrow_mut().push(entry.clone());
                 }
                 serves
             });
@@ -251,7 +229,7 @@ impl<K: Hash + Eq + Clone, T> Table<K, T> {
             stats.misses += misses;
             stats.collapsed += collapsed;
             stats.conflicts += conflicts;
-            stats.in_flight += part.flights.values().filter(|aloft| aloft.flight.strong_count() > 0).count();
+            stats.in_flight += part.flights.values().filter(|aloft| aloft.strong_count() > 0).count();
             stats.entries += part.kept.len();
             stats.bytes += part.kept.iter().map(|(_, entry)| entry.size).sum::<u64>();
         }
@@ -261,14 +239,17 @@ impl<K: Hash + Eq + Clone, T> Table<K, T> {
 
 impl<K: Eq, T> Table<K, T> {
     /// A stale answer for a call that failed.
-    pub(crate) fn stand_in(&self, key: &Hashed<K>) -> Option<(Arc<T>, Served)> {
-        let mut part = lock(self.part(key.hash));
-        let entry = part.kept.peek(key)?;
+    pub(crate) fn stand_in(&self, flight: &Flight<K, T>) -> Option<(Arc<T>, Served)> {
+        let part = lock(self.part(flight.key.hash));
+        let entry = part.kept.peek(&flight.key).filter(|entry| entry.fingerprint == flight.fingerprint)?;
         let now = Instant::now();
         let tape = entry.value.as_ref().ok().filter(|_| entry.life.stands_in(now))?.clone();
-        let served = entry.stale(now);
-        part.counts.stale += 1;
-        Some((tape, served))
+        Some((tape, entry.stale(now)))
+    }
+
+    /// A caller whose call failed was answered all the same.
+    pub(crate) fn stood_in(&self, flight: &Flight<K, T>) {
+        lock(self.part(flight.key.hash)).counts.stale += 1;
     }
 
     /// The call is over and its answer is kept, unless it was invalidated.
@@ -277,8 +258,8 @@ impl<K: Eq, T> Table<K, T> {
         let life = Lifetime::new(Instant::now(), terms);
         let mut part = lock(self.part(flight.key.hash));
         let inside = &mut *part;
-        if let Some((key, aloft)) = inside.take(flight) {
-            let (fingerprint, size) = (aloft.fingerprint, size as u64);
+        if let Some(key) = inside.take(flight) {
+            let (fingerprint, size) = (flight.fingerprint, size as u64);
             left.extend(inside.kept.peek(&key).cloned());
             let entry = Entry { value, life, fingerprint, size, refresh: None };
             inside.kept.insert_with_lifecycle(key, entry, &mut left);
@@ -287,26 +268,26 @@ impl<K: Eq, T> Table<K, T> {
 
     /// Nobody joins the call any more and it is not kept. `supersedes`: nor is what was kept before.
     pub(crate) fn leave(&self, flight: &Flight<K, T>, supersedes: bool) {
-        let mut left = Leftovers::default();
+        let _left;
         let mut part = lock(self.part(flight.key.hash));
         let inside = &mut *part;
-        if let Some((key, _)) = inside.take(flight)
+        if let Some(key) = inside.take(flight)
             && supersedes
         {
-            left.entries.extend(inside.kept.remove(&key).map(|(_, entry)| entry));
+            _left = inside.kept.remove(&key);
         }
     }
 }
 
 impl<K: Eq, T> Inside<K, T> {
     /// The flight's place, if it still has it.
-    fn take(&mut self, flight: &Flight<K, T>) -> Option<(Hashed<K>, Aloft<K, T>)> {
+    fn take(&mut self, flight: &Flight<K, T>) -> Option<Hashed<K>> {
         let aloft = self.flights.get(&flight.key)?;
-        if !ptr::eq(aloft.flight.as_ptr(), flight) {
+        if !ptr::eq(aloft.as_ptr(), flight) {
             return None;
         }
         flight.aloft.store(false, Relaxed);
-        self.flights.remove_entry(&flight.key)
+        self.flights.remove_entry(&flight.key).map(|(key, _)| key)
     }
 }
 

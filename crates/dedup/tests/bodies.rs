@@ -5,16 +5,19 @@ use std::{
     convert::Infallible,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
     task::{Context, Poll},
     time::Duration,
 };
 
 use bartizan_core::{BoxError, Rejected, RejectionKind};
 use bartizan_dedup::{Dedup, Frames, Playback, Recording, Replay, Served};
-use bytes::Bytes;
+use bytes::{Buf, Bytes, buf::Chain};
 use futures_util::FutureExt;
-use http::{HeaderMap, Request, Response, StatusCode, header::AGE, response};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header::AGE, response};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Full};
 use tokio::{
@@ -49,7 +52,7 @@ impl Body for Upstream {
                 Part::Data(data) => Ok(Frame::data(Bytes::from(data))),
                 Part::Trailer(value) => {
                     let mut trailers = HeaderMap::new();
-                    trailers.insert("x-checksum", http::HeaderValue::from_static(value));
+                    trailers.insert("x-checksum", HeaderValue::from_static(value));
                     Ok(Frame::trailers(trailers))
                 }
                 Part::Cut => Err("cut".into()),
@@ -183,6 +186,24 @@ fn readers_wake_each_other() {
 }
 
 #[test]
+fn a_reader_who_goes_leaves_no_waker_behind() {
+    struct Task;
+    impl std::task::Wake for Task {
+        fn wake(self: Arc<Self>) {}
+    }
+    let (dedup, inner) = (kept(), Inner::default());
+    let [mut first, second] = [0; 2].map(|_| inner.ask(&dedup, ok));
+    let task = Arc::new(Task);
+    let waker = task.clone().into();
+    assert!(Pin::new(first.body_mut()).poll_frame(&mut Context::from_waker(&waker)).is_pending());
+    drop(waker);
+    assert_eq!(Arc::strong_count(&task), 2, "it waits");
+    drop(first);
+    assert_eq!(Arc::strong_count(&task), 1);
+    drop(second);
+}
+
+#[test]
 fn the_first_reader_may_go_and_when_all_have_gone_upstream_sees_it() {
     let (dedup, inner) = (kept(), Inner::default());
     let mut first = inner.ask(&dedup, ok);
@@ -242,6 +263,24 @@ fn a_body_that_is_shorter_than_its_head_says_is_not_whole() {
     assert_eq!(data(&mut answer), "ab");
     assert!(frame(&mut answer).unwrap().is_err());
     assert_eq!(dedup.stats().entries, 0);
+}
+
+/// Not even if the body says itself that this was all.
+#[test]
+fn a_body_whose_length_is_not_what_its_head_says_is_not_kept() {
+    for (length, whole) in [("3", true), ("2", false), ("4", false)] {
+        let dedup = Dedup::http(Replay::ttl(SECOND));
+        let service = dedup.layer(|_: &()| Some(1)).layer(service_fn(move |()| async move {
+            let head = Response::builder().header("content-length", length);
+            Ok::<_, Infallible>(head.body(Full::new(Bytes::from_static(b"all"))).unwrap())
+        }));
+        let mut body = service.oneshot(()).now_or_never().unwrap().unwrap().into_body();
+        assert_eq!(body.frame().now_or_never().unwrap().unwrap().unwrap().into_data().unwrap(), "all");
+        assert_eq!(body.is_end_stream(), whole);
+        let end = body.frame().now_or_never().unwrap();
+        assert_eq!((end.is_none(), end.is_some_and(|end| end.is_err())), (whole, !whole), "{length}");
+        assert_eq!((dedup.stats().entries, dedup.stats().in_flight), (usize::from(whole), 0));
+    }
 }
 
 #[test]
@@ -326,12 +365,16 @@ fn a_body_that_panics_does_so_for_who_polls_it() {
 /// Whoever waited for an answer that is for another one alone asks himself.
 #[test]
 fn what_is_private_is_for_the_one_who_asked() {
-    let heads: [Head; 5] = [
+    let heads: [Head; 9] = [
         |head| head.header("cache-control", "private, max-age=60"),
         |head| head.header("cache-control", "no-store"),
         |head| head.header("set-cookie", "session=1"),
         |head| head.header("vary", "accept, *"),
         |head| head.status(StatusCode::PARTIAL_CONTENT),
+        |head| head.status(StatusCode::SWITCHING_PROTOCOLS),
+        |head| head.header("cache-control", HeaderValue::from_bytes(b"private, by=\"Zo\xeb\"").unwrap()),
+        |head| head.status(503).header("set-cookie", "session=1"),
+        |head| head.status(500).header("cache-control", "private"),
     ];
     for head in heads {
         let (dedup, inner) = (kept(), Inner::default());
@@ -381,6 +424,28 @@ async fn what_may_be_kept_is_for_the_upstream_to_say() {
     assert_eq!(served(&inner.ask(&dedup, ok)), Served::Miss);
 }
 
+/// Whoever judges answers himself may keep what is no success, and yet no longer than the upstream allows.
+#[tokio::test(start_paused = true)]
+async fn no_judgement_keeps_what_the_upstream_forbids() {
+    let heads: [(Head, [usize; 2]); 5] = [
+        (|head| head.status(404), [1, 1]),
+        (|head| head.status(404).header("cache-control", "max-age=1"), [1, 0]),
+        (|head| head.status(404).header("cache-control", "no-cache"), [0, 0]),
+        (|head| head.header("cache-control", "no-cache"), [0, 0]),
+        (|head| head.header("cache-control", "max-age=60").header("age", "60"), [0, 0]),
+    ];
+    for (head, kept) in heads {
+        let dedup = Dedup::http(Replay::ttl(60 * SECOND).cache_when(|_| true));
+        let inner = Inner::default();
+        let mut answer = inner.ask(&dedup, head);
+        inner.end();
+        assert!(frame(&mut answer).is_none());
+        let now = dedup.stats().entries;
+        advance(SECOND).await;
+        assert_eq!([now, dedup.stats().entries], kept);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_failure_of_the_upstream_is_answered_with_what_was_kept() {
     let dedup = Dedup::http(Replay::ttl(SECOND).stale_if_error(SECOND));
@@ -391,7 +456,7 @@ async fn a_failure_of_the_upstream_is_answered_with_what_was_kept() {
     data(&mut answer);
     assert!(frame(&mut answer).is_none());
     advance(SECOND).await;
-    let mut stale = inner.ask(&dedup, |head| head.status(503));
+    let mut stale = inner.ask(&dedup, |head| head.status(503).header("cache-control", "no-store"));
     assert_eq!((stale.status(), status(&stale)), (StatusCode::OK, "bartizan; hit; ttl=-0"));
     assert!(matches!(served(&stale), Served::Stale { .. }));
     assert_eq!(data(&mut stale), "a");
@@ -421,6 +486,68 @@ async fn a_stream_is_revalidated_to_its_end() {
     assert!(matches!(served(&fresh), Served::Hit { .. }));
     assert_eq!(data(&mut fresh), "new");
     assert_eq!(inner.calls(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revalidation_that_fails_leaves_what_is_kept() {
+    let heads: [Head; 2] =
+        [|head| head.status(503), |head| head.status(503).header("set-cookie", "session=1")];
+    for head in heads {
+        let dedup = Dedup::http(Replay::ttl(SECOND).stale_while_revalidate(SECOND));
+        let inner = Inner::default();
+        let mut answer = inner.ask(&dedup, ok);
+        inner.end();
+        assert!(frame(&mut answer).is_none());
+        advance(SECOND).await;
+        drop(inner.ask(&dedup, head));
+        advance(Duration::ZERO).await;
+        inner.end();
+        advance(Duration::ZERO).await;
+        assert!(matches!(served(&inner.ask(&dedup, ok)), Served::Stale { .. }));
+    }
+}
+
+/// Nobody reads it, so it is read no further than it may be kept.
+#[tokio::test(start_paused = true)]
+async fn a_revalidation_that_gets_too_long_ends() {
+    let replay = Replay::ttl(SECOND).stale_while_revalidate(SECOND);
+    let dedup = Dedup::sharing(Frames::new().max_body(1_000), replay);
+    let inner = Inner::default();
+    let mut answer = inner.ask(&dedup, ok);
+    inner.send(0, [Part::Data("old")]);
+    inner.end();
+    data(&mut answer);
+    assert!(frame(&mut answer).is_none());
+    advance(SECOND).await;
+    assert_eq!(data(&mut inner.ask(&dedup, ok)), "old");
+    advance(Duration::ZERO).await;
+    inner.send(1, [Part::Data("x".repeat(2_000).leak())]);
+    advance(Duration::ZERO).await;
+    assert!(inner.is_dropped(1));
+    assert_eq!(tokio::runtime::Handle::current().metrics().num_alive_tasks(), 0);
+}
+
+/// The answer is judged once, when all of it is there; a judge who panics keeps nobody else from his answer.
+#[test]
+fn a_judge_who_panics_leaves_the_key_free() {
+    let judged = Arc::new(AtomicUsize::new(0));
+    let judge = judged.clone();
+    let dedup = Dedup::http(Replay::ttl(SECOND).cache_when(move |_| {
+        assert!(judge.fetch_add(1, SeqCst) > 0, "the judge panics");
+        true
+    }));
+    let inner = Inner::default();
+    let [mut first, mut second] = [0; 2].map(|_| inner.ask(&dedup, ok));
+    inner.end();
+    catch_unwind(AssertUnwindSafe(|| frame(&mut first).is_some())).unwrap_err();
+    assert_eq!(dedup.stats().in_flight, 0, "nobody joins it");
+    assert!(frame(&mut second).is_none());
+    assert_eq!((judged.load(SeqCst), dedup.stats().entries), (1, 0));
+
+    let mut others = [0; 3].map(|_| inner.ask(&dedup, ok));
+    inner.end();
+    others.iter_mut().for_each(|other| assert!(frame(other).is_none()));
+    assert_eq!((inner.calls(), judged.load(SeqCst), dedup.stats().entries), (2, 2, 1));
 }
 
 #[test]
@@ -454,6 +581,43 @@ fn a_body_that_is_there_at_once_keeps_its_length() {
         assert_eq!(body.size_hint().exact(), SizeHint::with_exact(0).exact());
     }
     assert_eq!((dedup.stats().misses, dedup.stats().hits), (1, 1));
+}
+
+/// A body that gives its bytes in two frames, and knows how many are left.
+struct Counted(Chain<Bytes, Bytes>);
+
+impl Body for Counted {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let length = self.0.chunk().len();
+        Poll::Ready((length > 0).then(|| Ok(Frame::data(self.0.copy_to_bytes(length)))))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0.remaining() as u64)
+    }
+}
+
+/// What is to come, as the body knew it when its last frame came, and what is there already.
+#[test]
+fn each_reader_knows_how_much_is_left_for_him() {
+    let dedup = Dedup::http(Replay::ttl(SECOND));
+    let service = dedup.layer(|_: &()| Some(1)).layer(service_fn(async |()| {
+        let body = Bytes::from_static(b"ab").chain(Bytes::from_static(b"cde"));
+        Ok::<_, Infallible>(Response::new(Counted(body)))
+    }));
+    let [mut one, other] =
+        [0; 2].map(|_| service.clone().call(()).now_or_never().unwrap().unwrap().into_body());
+    for left in [5, 3, 0] {
+        assert_eq!(one.size_hint().exact(), Some(left));
+        assert_eq!(other.size_hint().exact(), Some(5));
+        assert_eq!(one.frame().now_or_never().unwrap().is_some(), left > 0);
+    }
 }
 
 #[test]

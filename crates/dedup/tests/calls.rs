@@ -261,6 +261,66 @@ fn a_panic_reaches_who_polled_and_the_others_are_told() {
     }
 }
 
+/// Whoever joined before the call was there learns of it when the key is free again.
+#[test]
+fn a_service_that_panics_when_it_is_cloned_leaves_the_key_free() {
+    type Hook = Box<dyn FnOnce() + Send>;
+    struct Fragile(Arc<Mutex<Option<Hook>>>);
+
+    impl Clone for Fragile {
+        fn clone(&self) -> Self {
+            let hook = self.0.lock().unwrap().take();
+            hook.into_iter().for_each(|hook| hook());
+            Self(self.0.clone())
+        }
+    }
+
+    impl Service<&'static str> for Fragile {
+        type Response = String;
+        type Error = BoxError;
+        type Future = std::future::Ready<Answer>;
+
+        fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> Poll<Result<(), BoxError>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, answer: &'static str) -> Self::Future {
+            std::future::ready(Ok(answer.to_owned()))
+        }
+    }
+
+    /// What is under way when it is woken.
+    struct Looks(Words, AtomicUsize);
+
+    impl std::task::Wake for Looks {
+        fn wake(self: Arc<Self>) {
+            self.1.store(self.0.stats().in_flight, SeqCst);
+        }
+    }
+
+    let dedup = none();
+    let looks = Arc::new(Looks(dedup.clone(), AtomicUsize::new(usize::MAX)));
+    let joined = Arc::new(Mutex::new(None));
+    let hook: Hook = {
+        let (dedup, looks, joined) = (dedup.clone(), looks.clone(), joined.clone());
+        Box::new(move || {
+            let mut call = Box::pin(ask(&dedup, &Inner::default(), "k").into_inner());
+            let waker = looks.into();
+            assert!(call.as_mut().poll(&mut std::task::Context::from_waker(&waker)).is_pending());
+            *joined.lock().unwrap() = Some(call);
+            panic!("it panics");
+        })
+    };
+    let hook = Arc::new(Mutex::new(Some(hook)));
+    let mut service = dedup.layer(|key: &&str| Some((*key).to_owned())).layer(Fragile(hook));
+    catch_unwind(AssertUnwindSafe(|| drop(service.call("k")))).unwrap_err();
+    assert_eq!(looks.1.load(SeqCst), 0, "nobody joins it");
+    let joined = joined.lock().unwrap().take().expect("it joined");
+    let error = joined.now_or_never().unwrap().unwrap_err();
+    assert_eq!(kind(&*error), Some(RejectionKind::Panicked));
+    assert_eq!(service.call("k").now_or_never().unwrap().unwrap(), "k", "the key is free");
+}
+
 #[tokio::test(start_paused = true)]
 async fn answers_are_kept_for_their_time_and_say_so() {
     let (dedup, inner) = (Dedup::new(Replay::ttl(SECOND).negative_ttl(SECOND / 2)), Inner::default());
@@ -377,7 +437,24 @@ async fn an_answer_stands_in_for_an_error_while_it_may() {
             assert_eq!(assert_ready!(call.poll()).is_ok(), stands_in);
         }
     }
-    assert_eq!(dedup.stats().stale, 1);
+    assert_eq!(dedup.stats().stale, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_for_which_something_stands_in_is_not_kept() {
+    let replay = Replay::ttl(SECOND).stale_if_error(9 * SECOND).negative_ttl(9 * SECOND);
+    let (dedup, inner) = (Dedup::new(replay), Inner::default());
+    let mut call = ask(&dedup, &inner, "k");
+    assert_pending!(call.poll());
+    inner.answer(0, "old");
+    assert!(assert_ready!(call.poll()).is_ok());
+    advance(SECOND).await;
+    for n in [1, 2] {
+        let mut call = ask(&dedup, &inner, "k");
+        assert_pending!(call.poll());
+        inner.fail(n, "no");
+        assert_eq!(assert_ready!(call.poll()).unwrap(), "old");
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -421,6 +498,44 @@ fn another_payload_under_a_known_key_is_refused() {
     let error = service.call(2).now_or_never().unwrap().unwrap_err();
     assert_eq!(kind(&*error), Some(RejectionKind::Conflict));
     assert_eq!(dedup.stats().conflicts, 1);
+}
+
+/// An answer to another payload is none.
+#[tokio::test(start_paused = true)]
+async fn an_answer_stands_in_for_its_own_payload_only() {
+    let dedup: Dedup<&str, u8> = Dedup::new(Replay::ttl(SECOND).stale_if_error(SECOND));
+    let key = |(payload, _): &(u8, bool)| Some(Identity::new("k").fingerprint([*payload; 32]));
+    let mut service = dedup.layer(key).layer(service_fn(async |(payload, fails)| match fails {
+        true => Err("no"),
+        false => Ok(payload),
+    }));
+    let mut ask = |payload, fails| service.call((payload, fails)).now_or_never().unwrap().ok();
+    assert_eq!(ask(1, false), Some(1));
+    advance(SECOND).await;
+    assert_eq!([ask(2, true), ask(1, true)], [None, Some(1)]);
+}
+
+/// Whoever does not want what was kept gets the error; those who asked with him get what may stand in.
+#[tokio::test(start_paused = true)]
+async fn nothing_stands_in_for_one_who_is_not_to_be_answered_from_what_was_kept() {
+    let (dedup, calls) =
+        (Dedup::<u8, usize>::new(Replay::ttl(SECOND).stale_if_error(SECOND)), AtomicUsize::new(0));
+    let calls = Arc::new(calls);
+    let key = |fresh: &bool| Some(if *fresh { Identity::new(1).no_cache() } else { Identity::new(1) });
+    let service = dedup.layer(key).layer(service_fn(move |_| {
+        let n = calls.fetch_add(1, SeqCst);
+        async move { if n == 0 { Ok(n) } else { Err("no") } }
+    }));
+    let ask = |fresh| service.clone().call(fresh).now_or_never().unwrap();
+    assert_eq!(ask(false).unwrap(), 0);
+    assert_eq!(ask(true).unwrap_err().to_string(), "no", "while it is fresh");
+    advance(SECOND).await;
+    for leads in [false, true] {
+        let [first, second] = [leads, !leads].map(|fresh| (fresh, service.clone().call(fresh)));
+        for (fresh, call) in [first, second] {
+            assert_eq!(call.now_or_never().unwrap().is_err(), fresh);
+        }
+    }
 }
 
 #[test]

@@ -47,6 +47,11 @@ fn everything_that_is_told_counts() {
         request("GET", "/a", &[JSON], "1"),
         request("GET", "/a", &[JSON], "\"1\""),
         request("GET", "/a", &[("content-type", "text/plain")], "1"),
+        request("PATCH", "/a", &[JSON], "{}"),
+        request("PATCH", "/a", &[("content-type", "application/merge-patch+json")], "{}"),
+        request("PATCH", "/a", &[("content-type", "application/json; version=2")], "{}"),
+        request("GET", "/a", &[("host", "h")], ""),
+        request("GET", "/a", &[("host", "i")], ""),
     ];
     for (n, one) in all.iter().enumerate() {
         assert_eq!(of(one), of(one));
@@ -61,13 +66,17 @@ fn everything_that_is_told_counts() {
 fn what_is_not_told_does_not() {
     let plain = of(&request("GET", "/a", &[], ""));
     assert_eq!(of(&request("GET", "/a", &[("user-agent", "x")], "")), plain);
-    let spaced = of(&request(
-        "POST",
-        "/a",
-        &[("content-type", "application/problem+json; charset=utf-8")],
-        "{\"a\" :1}",
-    ));
-    assert_eq!(of(&request("POST", "/a", &[("content-type", "Application/JSON")], "{\"a\":1}")), spaced);
+    let json = |kind, body: &str| of(&request("POST", "/a", &[("content-type", kind)], body));
+    let spaced = json("application/json; charset=utf-8", "{\"a\" :1}");
+    assert_eq!(json("Application/JSON", "{\"a\":1}"), spaced);
+    assert_eq!(json("application/json ;Charset=\"UTF-8\"", "{\"a\":1}"), spaced);
+    let problem = json("application/problem+json", "{\"b\":1,\"a\" :1}");
+    assert_eq!(json("application/problem+json", "{\"a\":1,\"b\":1}"), problem);
+    assert_eq!(
+        of(&request("GET", "http://h/a", &[("host", "h")], "")),
+        of(&request("GET", "http://h/a", &[("host", "elsewhere")], "")),
+        "where the URI says the host, the header does not",
+    );
 }
 
 #[test]

@@ -37,6 +37,8 @@ impl CacheControl {
         let has_any = headers.contains_key(CACHE_CONTROL);
         all.no_cache |= !has_any && values(headers, &PRAGMA).any(|value| value.contains("no-cache"));
         all.max_age = shared.or(any);
+        // What cannot be read may forbid anything.
+        all.no_store |= headers.get_all(CACHE_CONTROL).iter().any(|value| value.to_str().is_err());
         all
     }
 }
@@ -93,6 +95,14 @@ mod tests {
         assert_eq!(max_age("max-age=soon"), Some(0));
         assert_eq!(max_age("max-age=-1"), Some(0));
         assert_eq!(max_age("max-age=99999999999999999999999"), Some(u64::from(u32::MAX)));
+    }
+
+    #[test]
+    fn what_cannot_be_read_forbids() {
+        let mut headers = HeaderMap::new();
+        headers.append(CACHE_CONTROL, HeaderValue::from_static("max-age=60"));
+        headers.append(CACHE_CONTROL, HeaderValue::from_bytes(b"private, by=\"Zo\xeb\"").unwrap());
+        assert!(CacheControl::of(&headers).no_store);
     }
 
     #[test]

@@ -22,9 +22,13 @@ use crate::{Dedup, Replay, Served, Share, Ticket, Verdict};
 /// [`max_body`](Self::max_body) is held: one that is longer goes on for those who have it, but is joined by nobody and not
 /// kept, and a reader who falls behind by more than that fails with [`Lagged`](bartizan_core::RejectionKind::Lagged).
 ///
+/// Where `Content-Length` says how long a body is, it ends with its last byte, and trailers after that are not read. One that
+/// is shorter or longer fails, and is not kept.
+///
 /// A complete response with a status of success may be kept, for as long as its `Cache-Control` allows. One that says
-/// `private` or `no-store`, sets a cookie, says `Vary: *`, or is one of 206 and 304, is for the caller whose request it
-/// answers; others who waited make calls of their own. 500, 502, 503 and 504 are failures.
+/// `private` or `no-store`, or something that cannot be read, sets a cookie, says `Vary: *`, or is one of 1xx, 206 and 304,
+/// is for the caller whose request it answers; others who waited make calls of their own. 500, 502, 503 and 504 are
+/// failures, for which a stale answer may stand in whatever else they say.
 #[derive(Clone, Copy, Debug)]
 pub struct Frames {
     max_body: usize,
@@ -133,19 +137,20 @@ where
         let (status, headers) = (recording.head.status, &recording.head.headers);
         let control = CacheControl::of(headers);
         let varies = headers.get_all(VARY).iter().any(|names| names.as_bytes().contains(&b'*'));
-        let partial = matches!(status, StatusCode::PARTIAL_CONTENT | StatusCode::NOT_MODIFIED);
-        if matches!(status.as_u16(), 500 | 502 | 503 | 504) {
-            Verdict::Failure
-        } else if control.private || control.no_store || varies || partial || headers.contains_key(SET_COOKIE)
-        {
-            Verdict::Private
-        } else if !status.is_success() || control.no_cache {
-            Verdict::Share
-        } else {
-            match control.max_age.map(|most| most.saturating_sub(cache_control::age(headers))) {
-                Some(Duration::ZERO) => Verdict::Share,
-                longest => Verdict::Keep(longest),
-            }
+        let partial = status.is_informational()
+            || matches!(status, StatusCode::PARTIAL_CONTENT | StatusCode::NOT_MODIFIED);
+        let private =
+            control.private || control.no_store || varies || partial || headers.contains_key(SET_COOKIE);
+        let longest = match control.max_age {
+            _ if control.no_cache => Some(Duration::ZERO),
+            most => most.map(|most| most.saturating_sub(cache_control::age(headers))),
+        };
+        match (status.as_u16(), private) {
+            (500 | 502 | 503 | 504, false) => Verdict::Failure,
+            (500 | 502 | 503 | 504, true) => Verdict::PrivateFailure,
+            (_, true) => Verdict::Private,
+            (200..=299, false) => Verdict::Keep(longest),
+            (_, false) => Verdict::Share(longest),
         }
     }
 

@@ -81,7 +81,7 @@ impl<B> fmt::Debug for Playback<B> {
     }
 }
 
-/// Reads a body to its end for nobody.
+/// Reads a body for nobody, as far as it may be kept.
 pub struct Rest(Reader);
 
 impl Rest {
@@ -94,7 +94,9 @@ impl Future for Rest {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        while let Some(Ok(_)) = ready!(self.0.poll_frame(cx)) {}
+        while self.0.is_shared()
+            && let Some(Ok(_)) = ready!(self.0.poll_frame(cx))
+        {}
         Poll::Ready(())
     }
 }

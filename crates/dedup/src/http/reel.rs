@@ -57,6 +57,16 @@ enum End {
     Panicked,
 }
 
+impl End {
+    fn short() -> Self {
+        Self::broken("the body ended before all the bytes were there that its head had promised")
+    }
+
+    fn broken(promise: &'static str) -> Self {
+        Self::Failed(SharedError::new(promise.into()))
+    }
+}
+
 /// What weighs on memory beside its bytes: the piece in the queue and what counts the references to it.
 const PIECE: usize = 2 * size_of::<Piece>();
 
@@ -73,13 +83,9 @@ impl Results for Film {
     fn add(&mut self, Step { frame, is_end, hint }: Step) -> bool {
         self.hint = hint;
         let piece = match frame {
-            None if self.left.is_some_and(|left| left > 0) => {
-                let error = "the body ended before all the bytes were there that its head had promised";
-                self.end = Some(End::Failed(SharedError::new(error.into())));
-                return false;
-            }
             None => {
-                self.end = Some(End::Complete);
+                self.end =
+                    Some(if self.left.is_some_and(|left| left > 0) { End::short() } else { End::Complete });
                 return false;
             }
             Some(Err(error)) => {
@@ -93,11 +99,17 @@ impl Results for Film {
                 Err(Err(_)) => return true,
             },
         };
+        let left = self.left.map(|left| left.checked_sub(piece.bytes() as u64));
+        self.left = left.flatten();
         self.push(piece);
-        // Whoever serves it does not ask for more then.
-        if is_end || self.left == Some(0) {
-            self.end = Some(End::Complete);
-        }
+        self.end = match left {
+            // Whoever serves it does not ask for more then.
+            Some(Some(0)) => Some(End::Complete),
+            Some(Some(_)) if is_end => Some(End::short()),
+            Some(None) => Some(End::broken("the body is longer than its head had promised")),
+            None if is_end => Some(End::Complete),
+            _ => None,
+        };
         self.end.is_none()
     }
 
@@ -108,9 +120,7 @@ impl Results for Film {
 
 impl Film {
     fn push(&mut self, piece: Piece) {
-        let bytes = piece.bytes();
-        self.bytes += bytes as u64;
-        self.left = self.left.map(|left| left.saturating_sub(bytes as u64));
+        self.bytes += piece.bytes() as u64;
         self.weight += piece.weight();
         self.pieces.push_back(piece);
         self.overflowed |= self.weight > self.most;
@@ -309,6 +319,11 @@ impl Reader {
             hint.set_lower(here.saturating_add(film.hint.lower()));
             hint
         })
+    }
+
+    /// Whether what is still to come may be joined, or kept.
+    pub(super) const fn is_shared(&self) -> bool {
+        self.ticket.is_some()
     }
 
     fn complete(&mut self, size: Option<usize>) {

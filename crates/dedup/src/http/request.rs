@@ -3,7 +3,7 @@ use std::{cell::Cell, fmt};
 use http::{
     HeaderMap, HeaderName, Request,
     header::{
-        CONTENT_ENCODING, CONTENT_TYPE, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE,
+        CONTENT_ENCODING, CONTENT_TYPE, HOST, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE,
         IF_UNMODIFIED_SINCE, RANGE,
     },
 };
@@ -15,9 +15,9 @@ use super::{
 };
 use crate::Identity;
 
-/// What an HTTP request is known by: scope, method, URI, chosen headers and body.
+/// What an HTTP request is known by: scope, method, URI with its host, chosen headers, body and what kind of body it is.
 ///
-/// JSON bodies are the same if they say the same: the order of an object's members, white space and escapes do not matter;
+/// JSON bodies of one kind are the same if they say the same: the order of an object's members, white space and escapes do not matter;
 /// every field does, unless it is listed. Numbers are the same if they are written the same.
 ///
 /// ```
@@ -98,10 +98,12 @@ impl<F> RequestKey<F> {
             return None;
         }
         let uri = request.uri();
+        // Of an origin server's request, the header says it.
+        let host = || headers.get(HOST).map_or(&b""[..], |host| host.as_bytes());
         let mut key = Key::scope((self.scope)(request)?)
             .part(request.method().as_str())
             .part(uri.scheme_str().unwrap_or_default())
-            .part(uri.authority().map_or("", |authority| authority.as_str()))
+            .part(uri.authority().map_or_else(host, |authority| authority.as_str().as_bytes()))
             .part(uri.path())
             // A query that is empty is another one than none.
             .part(if uri.query().is_some() { "?" } else { "" })
@@ -118,17 +120,17 @@ impl<F> RequestKey<F> {
     }
 
     fn body(&self, key: KeyBuilder, headers: &HeaderMap, body: &[u8]) -> Option<KeyBuilder> {
-        if body.is_empty() || !is_json(headers) {
+        let Some(kind) = json(headers).filter(|_| !body.is_empty()) else {
             // What the bytes mean depends on these.
             let meaning = |name| headers.get(name).map_or(&b""[..], |value| value.as_bytes());
             return Some(
                 key.part("bytes").part(meaning(CONTENT_TYPE)).part(meaning(CONTENT_ENCODING)).part(body),
             );
-        }
+        };
         SCRATCH.with(|kept| {
             let mut scratch = kept.take();
             let json = canonical::of(body, &self.left_out, &mut scratch);
-            let key = json.map(|json| key.part("json").part(json));
+            let key = json.map(|json| key.part("json").part(kind).part(json));
             if scratch.weight() <= MOST_SCRATCH {
                 kept.set(scratch);
             }
@@ -148,13 +150,22 @@ const MOST_SCRATCH: usize = 256 << 10;
 const CONDITIONS: [HeaderName; 6] =
     [RANGE, IF_RANGE, IF_MATCH, IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_UNMODIFIED_SINCE];
 
-fn is_json(headers: &HeaderMap) -> bool {
-    let kind = || headers.get(CONTENT_TYPE)?.to_str().ok()?.split(';').next();
-    let Some(kind) = kind() else { return false };
-    let kind = kind.trim().as_bytes();
-    let ends =
-        |with: &[u8]| kind.len() >= with.len() && kind[kind.len() - with.len()..].eq_ignore_ascii_case(with);
-    !headers.contains_key(CONTENT_ENCODING) && (ends(b"/json") || ends(b"+json"))
+/// Which kind of JSON the body is, if it is any: nothing for `application/json` as such, or else as it is written.
+fn json(headers: &HeaderMap) -> Option<&[u8]> {
+    let whole = headers.get(CONTENT_TYPE)?.to_str().ok()?;
+    let (kind, parameters) = whole.split_once(';').unwrap_or((whole, ""));
+    let (kind, parameters) = (kind.trim(), parameters.trim());
+    let ends = |with: &str| {
+        let start = kind.len().checked_sub(with.len());
+        start.is_some_and(|start| kind.as_bytes()[start..].eq_ignore_ascii_case(with.as_bytes()))
+    };
+    if headers.contains_key(CONTENT_ENCODING) || !(ends("/json") || ends("+json")) {
+        return None;
+    }
+    let says_nothing = ["", "charset=utf-8", "charset=\"utf-8\""];
+    let is_plain = kind.eq_ignore_ascii_case("application/json")
+        && says_nothing.iter().any(|nothing| parameters.eq_ignore_ascii_case(nothing));
+    Some(if is_plain { b"" } else { whole.as_bytes() })
 }
 
 impl<F: Clone> Clone for RequestKey<F> {

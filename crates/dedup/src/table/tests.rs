@@ -36,6 +36,13 @@ fn as_many_entries_fit_as_there_may_be() {
 }
 
 #[test]
+fn a_call_that_all_have_left_takes_no_room() {
+    let table = table(1, 1);
+    (0..10).for_each(|key| drop(table.find(Identity::new(key))));
+    assert!(table.parts.iter().all(|part| lock(&part.0).flights.is_empty()));
+}
+
+#[test]
 fn what_is_too_large_is_not_kept_and_drives_nothing_out() {
     let table = table(10, 1_000);
     put(&table, 1, 100);
@@ -53,7 +60,7 @@ fn nothing_is_dropped_under_a_lock() {
         fn drop(&mut self) {
             if let Some(table) = self.0.take() {
                 table.stats();
-                table.leave(&Flight::new(Weak::new(), Hashed::new(&table.hasher, 1)), false);
+                table.leave(&Flight::new(Weak::new(), Hashed::new(&table.hasher, 1), None), false);
             }
         }
     }

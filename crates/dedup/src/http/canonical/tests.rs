@@ -21,6 +21,7 @@ fn what_says_the_same_is_the_same() {
         (r#""\ud83d\ude00""#, "\"😀\""),
         (r#""\uD83D\uDE00""#, r#""\ud83d\ude00""#),
         (r#"{"\u0061":1}"#, r#"{"a":1}"#),
+        (r#"{"b":0,"a":1,"a":2}"#, r#"{"a":1,"a":2,"b":0}"#),
     ] {
         assert!(same(one, other), "{one} and {other}");
     }
@@ -99,6 +100,15 @@ fn what_is_no_json_has_no_form() {
     assert!(form(nested(MAX_DEPTH)).is_some());
     assert_eq!(form(nested(MAX_DEPTH + 1)), None);
     assert_eq!(form("[".repeat(1_000_000)), None, "without a stack to overflow");
+}
+
+#[test]
+fn what_was_written_before_is_no_part_of_a_form() {
+    let mut scratch = Scratch::new();
+    let text = |letter: &str, length| format!("\"{}\"", letter.repeat(length));
+    of(text("a", 3 * FEW).as_bytes(), &[], &mut scratch).unwrap();
+    let again = of(text("b", 2 * FEW).as_bytes(), &[], &mut scratch).unwrap();
+    assert_eq!(again, form(text("b", 2 * FEW)).unwrap());
 }
 
 #[test]
