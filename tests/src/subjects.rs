@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::Subject;
 
+mod batch;
 mod circuit_breaker;
 mod rate_limit;
 mod tower;
@@ -20,5 +21,6 @@ pub fn subjects() -> Vec<Arc<dyn Subject>> {
         Arc::new(circuit_breaker::Refusing),
         Arc::new(circuit_breaker::Keyed),
         Arc::new(circuit_breaker::Waiting),
+        Arc::new(batch::Batching),
     ]
 }

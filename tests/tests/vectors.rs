@@ -6,10 +6,17 @@ use bartizan_tests::vectors::{self, Adapter, Answer, Case, Fields, Step, Unit};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
+#[path = "vectors/batch.rs"]
+mod batch;
 #[path = "vectors/circuit_breaker.rs"]
 mod circuit_breaker;
 #[path = "vectors/rate_limit.rs"]
 mod rate_limit;
+
+#[test]
+fn batch() {
+    vectors::run::<batch::Batching>("batch");
+}
 
 #[test]
 fn circuit_breaker() {
