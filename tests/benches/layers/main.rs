@@ -7,6 +7,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "measures real time")]
 
+mod batch;
 mod circuit_breaker;
 mod inner;
 mod measure;
@@ -25,8 +26,11 @@ static ALLOCATOR: Counting = Counting;
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The layers by the names that `--only` takes.
-const LAYERS: &[(&str, Compare)] =
-    &[("rate-limit", rate_limit::compare), ("circuit-breaker", circuit_breaker::compare)];
+const LAYERS: &[(&str, Compare)] = &[
+    ("rate-limit", rate_limit::compare),
+    ("circuit-breaker", circuit_breaker::compare),
+    ("batch", batch::compare),
+];
 
 type Compare = fn(Plan) -> Vec<Table>;
 
@@ -35,7 +39,7 @@ cargo bench -p bartizan-tests --bench layers [-- OPTIONS]
 
   --quick        one short round: does everything work? (the figures are not to be believed)
   --rounds N     rounds, each of every contender in rotated order, default 40
-  --only A,B     of rate-limit, circuit-breaker";
+  --only A,B     of rate-limit, circuit-breaker, batch";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
