@@ -80,7 +80,10 @@ impl<Req, T, E, K> Flight<Req, T, E, K> {
             match &mut seats[seat] {
                 Seat::Left => unwanted.push(outcome),
                 seat => {
-                    if let Seat::Waiting(waker) = mem::replace(seat, Seat::Done(outcome)) {
+                    // Who waits for many is woken once.
+                    if let Seat::Waiting(waker) = mem::replace(seat, Seat::Done(outcome))
+                        && !woken.last().is_some_and(|last: &Waker| last.will_wake(&waker))
+                    {
                         woken.push(waker);
                     }
                 }
@@ -93,6 +96,7 @@ impl<Req, T, E, K> Flight<Req, T, E, K> {
 }
 
 /// The seats are made when somebody asks for the last of them.
+#[inline]
 fn at<T, E>(seats: &mut Vec<Seat<T, E>>, seat: usize) -> &mut Seat<T, E> {
     if seats.len() <= seat {
         seats.resize_with(seat + 1, || Seat::Empty);

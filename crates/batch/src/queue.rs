@@ -78,7 +78,7 @@ pub(crate) struct Place {
 pub(crate) struct Joined<F> {
     pub(crate) place: Place,
     pub(crate) flight: F,
-    /// Whether something is due earlier than it was.
+    /// Whether the worker has to look: the first that is due is another one, or due earlier.
     pub(crate) hurry: bool,
 }
 
@@ -147,18 +147,24 @@ impl<K: Eq + Hash + Clone, Req, F: Clone> Queue<K, Req, F> {
         mut now: impl FnMut() -> Instant,
         flight: impl FnOnce(usize) -> F,
     ) -> Joined<F> {
-        let first = self.line.first().copied();
-        let mut open = self.open.get(&key);
-        if let Some(index) = open {
-            let gathering = self.gathering(index);
-            if gathering.weight.saturating_add(weight) > self.rules.max_weight {
-                self.fill(index, now());
-                open = None;
-            }
-        }
-        let usual = self.usual;
-        let index = open.unwrap_or_else(|| self.begin(key, now(), flight(usual)));
         let Rules { max_size, max_weight, .. } = self.rules;
+        let mut open = self.open.get(&key);
+        let mut hurry = false;
+        if let Some(index) = open
+            && self.gathering(index).weight.saturating_add(weight) > max_weight
+        {
+            hurry |= self.fill(index, now());
+            open = None;
+        }
+        let index = match open {
+            Some(index) => index,
+            None => {
+                let flight = flight(self.usual);
+                let index = self.begin(key, now(), flight);
+                hurry |= self.is_first(index);
+                index
+            }
+        };
         let gathering = self.gathering(index);
         gathering.items.push(item);
         gathering.weight = gathering.weight.saturating_add(weight);
@@ -166,10 +172,10 @@ impl<K: Eq + Hash + Clone, Req, F: Clone> Queue<K, Req, F> {
         gathering.joined += 1;
         let flight = gathering.flight.clone();
         if gathering.items.len() >= max_size || gathering.weight >= max_weight {
-            self.fill(index, now());
+            hurry |= self.fill(index, now());
         }
         self.waiting += 1;
-        Joined { place, flight, hurry: self.line.first() != first.as_ref() }
+        Joined { place, flight, hurry }
     }
 
     /// Takes an item out that has not gone, and what its batch waits for is what is left. `None` if the batch has gone.
@@ -257,8 +263,8 @@ impl<K: Eq + Hash + Clone, Req, F: Clone> Queue<K, Req, F> {
         index
     }
 
-    /// Nothing more goes in, and it is due at the latest now.
-    fn fill(&mut self, index: usize, now: Instant) {
+    /// Nothing more goes in, and it is due at the latest now. Whether it is the first that is.
+    fn fill(&mut self, index: usize, now: Instant) -> bool {
         let gathering = self.batches[index].as_mut().expect("it gathers");
         gathering.full = true;
         if gathering.due.at > now {
@@ -267,6 +273,11 @@ impl<K: Eq + Hash + Clone, Req, F: Clone> Queue<K, Req, F> {
             self.line.insert(gathering.due);
         }
         self.open.remove(&gathering.key);
+        self.is_first(index)
+    }
+
+    fn is_first(&self, index: usize) -> bool {
+        self.line.first().is_some_and(|first| first.index == index)
     }
 
     /// One that has room again waits as it did before; unless others of its key wait behind it, who would be overtaken.

@@ -3,7 +3,8 @@
 use std::{
     convert::Infallible,
     future::{Ready, poll_fn, ready},
-    pin::Pin,
+    mem,
+    pin::{Pin, pin},
     task::{Context, Poll},
     time::Duration,
 };
@@ -13,6 +14,7 @@ use tokio::{
     runtime::Runtime,
     sync::{mpsc, oneshot},
     task::JoinSet,
+    time::sleep,
 };
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_batch_control::{Batch as Zebra, BatchControl, RequestWeight};
@@ -24,6 +26,9 @@ use crate::{
 };
 
 const BASELINE: &str = "mpsc and a oneshot each, written by hand";
+const POLISHED: &str = "the same, that receives many at once";
+
+const MAX_PENDING: usize = 1024;
 
 const AN_HOUR: Duration = Duration::from_secs(3600);
 
@@ -50,6 +55,10 @@ fn one_task(plan: Plan, size: usize) -> Vec<Figures> {
             let (runtime, plain) = on_a_runtime(|| Plain::spawn(size));
             move |calls| runtime.block_on(in_rounds(&plain, calls, size))
         }),
+        Contender::new(POLISHED, |_| {
+            let (runtime, plain) = on_a_runtime(|| Plain::spawn_polished(size));
+            move |calls| runtime.block_on(in_rounds(&plain, calls, size))
+        }),
         Contender::new("ours", |_| {
             let (runtime, ours) = on_a_runtime(|| ours(size));
             move |calls| runtime.block_on(in_rounds(&ours, calls, size))
@@ -67,6 +76,10 @@ fn tasks(plan: Plan) -> Vec<Figures> {
     plan.on_one_thread(&[
         Contender::new(BASELINE, |_| {
             let (runtime, plain) = on_a_runtime(|| Plain::spawn(CALLERS));
+            move |calls| runtime.block_on(in_tasks(&plain, calls, CALLERS))
+        }),
+        Contender::new(POLISHED, |_| {
+            let (runtime, plain) = on_a_runtime(|| Plain::spawn_polished(CALLERS));
             move |calls| runtime.block_on(in_tasks(&plain, calls, CALLERS))
         }),
         Contender::new("ours", |_| {
@@ -138,34 +151,77 @@ fn answer(items: Vec<Item>) -> Ready<Result<Vec<Result<u64, Infallible>>, Infall
 }
 
 fn ours(size: usize) -> bartizan_batch::Batched<Item, u64, Infallible> {
-    let settings = Settings::max_size(size).linger(AN_HOUR).max_concurrent(1);
+    let settings = Settings::max_size(size).linger(AN_HOUR).max_concurrent(1).max_pending(MAX_PENDING);
     Batch::new(settings).layer().layer(service_fn(answer))
 }
 
-/// The batcher that one writes in an hour.
-#[derive(Clone, Debug)]
-struct Plain(mpsc::UnboundedSender<(Item, oneshot::Sender<u64>)>);
+/// The batcher that one writes in an hour: a bounded channel, a task that gathers until there are enough or the first has
+/// waited long enough, and a oneshot for each answer.
+#[derive(Debug)]
+struct Plain {
+    send: Option<mpsc::Sender<Sent>>,
+    place: Option<mpsc::OwnedPermit<Sent>>,
+}
+
+type Sent = (Item, oneshot::Sender<u64>);
 
 impl Plain {
     fn spawn(size: usize) -> Self {
-        let (send, mut receive) = mpsc::unbounded_channel::<(Item, oneshot::Sender<u64>)>();
+        let (send, mut receive) = mpsc::channel::<Sent>(MAX_PENDING);
         tokio::spawn(async move {
-            let mut came = Vec::with_capacity(size);
-            loop {
-                let missing = size - came.len();
-                match receive.recv_many(&mut came, missing).await {
-                    0 => break,
-                    more if more < missing => continue,
-                    _ => {}
+            while let Some(first) = receive.recv().await {
+                let mut came = Vec::with_capacity(size);
+                came.push(first);
+                let mut linger = pin!(sleep(AN_HOUR));
+                while came.len() < size {
+                    tokio::select! {
+                        biased;
+                        next = receive.recv() => match next {
+                            Some(next) => came.push(next),
+                            None => break,
+                        },
+                        () = &mut linger => break,
+                    }
                 }
-                let (items, callers): (Vec<_>, Vec<_>) = came.drain(..).unzip();
-                let Ok(results) = answer(items).await;
-                for (caller, Ok(result)) in callers.into_iter().zip(results) {
-                    let _ = caller.send(result);
-                }
+                give(came).await;
             }
         });
-        Self(send)
+        Self { send: Some(send), place: None }
+    }
+
+    /// The same, polished: it takes all that there is from the channel at once.
+    fn spawn_polished(size: usize) -> Self {
+        let (send, mut receive) = mpsc::channel::<Sent>(MAX_PENDING);
+        tokio::spawn(async move {
+            let mut came = Vec::with_capacity(size);
+            while receive.recv_many(&mut came, size).await > 0 {
+                let mut linger = pin!(sleep(AN_HOUR));
+                while let missing @ 1.. = size - came.len() {
+                    tokio::select! {
+                        biased;
+                        more = receive.recv_many(&mut came, missing) => if more == 0 { break },
+                        () = &mut linger => break,
+                    }
+                }
+                give(mem::replace(&mut came, Vec::with_capacity(size))).await;
+            }
+        });
+        Self { send: Some(send), place: None }
+    }
+}
+
+/// Has a batch answered, and gives everybody his answer.
+async fn give(batch: Vec<Sent>) {
+    let (items, callers): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+    let Ok(results) = answer(items).await;
+    for (caller, Ok(result)) in callers.into_iter().zip(results) {
+        let _ = caller.send(result);
+    }
+}
+
+impl Clone for Plain {
+    fn clone(&self) -> Self {
+        Self { send: self.send.clone(), place: None }
     }
 }
 
@@ -175,12 +231,16 @@ impl Service<Item> for Plain {
     type Future = oneshot::Receiver<u64>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        if let Some(send) = self.send.take() {
+            self.place = Some(send.try_reserve_owned().expect("there are fewer callers than places"));
+        }
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, item: Item) -> Self::Future {
         let (answer, answered) = oneshot::channel();
-        self.0.send((item, answer)).expect("the task runs");
+        let place = self.place.take().expect("it is ready");
+        self.send = Some(place.send((item, answer)));
         answered
     }
 }
