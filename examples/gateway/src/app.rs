@@ -36,6 +36,7 @@ use tower::{Service, ServiceBuilder, ServiceExt, filter::FilterLayer, util::Ones
 
 use crate::{
     access::Access,
+    batches::Batches,
     circuit_breakers::CircuitBreakers,
     config::{Config, Model, Upstream},
     rate_limits::{self, RateLimits},
@@ -53,6 +54,8 @@ pub struct App {
     /// `None` if nothing is limited.
     rate_limits: Option<Arc<RateLimits>>,
     circuit_breakers: Arc<CircuitBreakers>,
+    /// `None` if embedding requests are not sent together.
+    batches: Option<Arc<Batches>>,
     draining: Arc<AtomicBool>,
 }
 
@@ -78,6 +81,7 @@ impl App {
             access: Arc::new(Access::new(&config)),
             rate_limits: RateLimits::new(&config),
             circuit_breakers: Arc::new(CircuitBreakers::new(&config)),
+            batches: Batches::new(&config),
             config: Arc::new(config),
             mock,
             draining: Arc::default(),
@@ -116,16 +120,31 @@ impl App {
     ///
     /// # Panics
     ///
-    /// If the configuration has an upstream URL that no provider takes; one that was loaded has none.
+    /// If the configuration has an upstream URL that no provider takes; one that was loaded has none. Outside of a tokio
+    /// runtime, if embedding requests are sent together.
     pub fn service(&self) -> Router {
-        let config = &self.config;
         let transport = HttpTransport::new();
-        let upstream = |model: &Model| {
-            let provider = self.provider(model, transport.clone());
-            (model.name.clone(), self.circuit_breakers.around(&model.name, provider))
+        let watched = |model: &Model| {
+            self.circuit_breakers.around(&model.name, self.provider(model, transport.clone()))
         };
+        match &self.batches {
+            Some(batches) => self.asking(|model| batches.around(&model.name, watched(model))),
+            None => self.asking(watched),
+        }
+    }
+
+    /// All paths, with an upstream for each model.
+    fn asking<S, B>(&self, upstream: impl Fn(&Model) -> S) -> Router
+    where
+        S: Service<Request<Bytes>, Response = Response<B>, Error = BoxError> + Clone + Send + Sync + 'static,
+        S::Future: Send,
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let config = &self.config;
+        let upstreams = config.models.iter().map(|model| (model.name.clone(), upstream(model)));
         let models = Models {
-            upstreams: Arc::new(config.models.iter().map(upstream).collect::<HashMap<_, _>>()),
+            upstreams: Arc::new(upstreams.collect::<HashMap<_, _>>()),
             tenant_header: config.server.tenant_header.clone(),
         };
         let models = ServiceBuilder::new().map_response(log_error_response).service(models);

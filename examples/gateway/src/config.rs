@@ -18,6 +18,7 @@ pub use sample::sample;
 
 use crate::server::ServerOptions;
 
+mod batches;
 mod breaker;
 mod error;
 mod key;
@@ -40,6 +41,8 @@ pub struct Config {
     pub rate_limits: RateLimits,
     /// `[circuit_breaker]`.
     pub circuit_breaker: CircuitBreaker,
+    /// `[embedding_batches]`.
+    pub embedding_batches: EmbeddingBatches,
     /// `[[tenant]]`, each name once.
     pub tenants: Vec<Tenant>,
     /// `[[key]]`, each secret once. If there are any, a request needs one.
@@ -149,6 +152,23 @@ pub struct CircuitBreaker {
     pub success_threshold: u32,
     /// How many may be under way at once.
     pub probes: u32,
+}
+
+/// `[embedding_batches]`: which embedding requests are sent together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EmbeddingBatches {
+    /// Whether any are.
+    pub enabled: bool,
+    /// How many at most.
+    pub max_size: usize,
+    /// How long the first of them waits at most.
+    pub linger: Duration,
+    /// How many batches of a model a worker may have under way.
+    pub max_concurrent: usize,
+    /// How many inputs the requests of a batch may have together.
+    pub max_inputs: u64,
+    /// Whether requests of different tenants may be sent together.
+    pub across_tenants: bool,
 }
 
 /// `[[tenant]]`: one with limits of its own.
@@ -285,6 +305,7 @@ impl Default for Config {
             limits,
             rate_limits: RateLimits::default(),
             circuit_breaker,
+            embedding_batches: EmbeddingBatches::default(),
             tenants: Vec::new(),
             keys: Vec::new(),
             models: schema::MOCK_MODELS.map(mock).into(),
@@ -357,6 +378,19 @@ impl Default for CircuitBreaker {
             max_open: Duration::from_secs(300),
             success_threshold: 1,
             probes: 1,
+        }
+    }
+}
+
+impl Default for EmbeddingBatches {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            max_size: 32,
+            linger: Duration::from_millis(5),
+            max_concurrent: 8,
+            max_inputs: 2_048,
+            across_tenants: false,
         }
     }
 }

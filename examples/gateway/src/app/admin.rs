@@ -20,6 +20,7 @@ pub(super) fn routes() -> Router<App> {
     let post_only = async || Error::method_not_allowed("POST").to_response();
     Router::new()
         .route("/admin/limits", get(describe_limits))
+        .route("/admin/batches", get(describe_batches))
         .route("/admin/breakers", get(describe_breakers))
         .route("/admin/breakers/{*which}", post(command_breaker).fallback(post_only))
 }
@@ -43,6 +44,15 @@ async fn describe_limits(
     };
     let limits = app.rate_limits.map_or_else(|| json!([]), |limits| limits.describe(tenant.as_ref()));
     json_response(&json!({"limits": limits}))
+}
+
+/// What has been sent together.
+async fn describe_batches(State(app): State<App>, headers: HeaderMap) -> Response<Full<Bytes>> {
+    if let Err(error) = app.access.admit_admin(&headers) {
+        return refuse(error.into());
+    }
+    let batches = app.batches.map_or_else(|| json!([]), |batches| batches.describe());
+    json_response(&json!({"batches": batches}))
 }
 
 /// What the circuit breakers have seen and done.

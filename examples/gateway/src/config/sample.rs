@@ -1,6 +1,7 @@
 //! The sample file, made from the table, so that it cannot leave it.
 
 use super::{
+    batches::BATCHES,
     breaker::BREAKER,
     key::Key,
     rates::{KEY, QUEUE, RATES, TENANT, TOTAL},
@@ -25,6 +26,8 @@ pub fn sample() -> String {
     TOTAL.iter().for_each(|key| key.sample(&mut text));
     text += BREAKER_HEAD;
     BREAKER.iter().for_each(|key| key.sample(&mut text));
+    text += BATCHES_HEAD;
+    BATCHES.iter().for_each(|key| key.sample(&mut text));
     text += TENANT_HEAD;
     TENANT.iter().for_each(|key| key.line(&mut text));
     text += KEY_HEAD;
@@ -67,8 +70,8 @@ const HEAD: &str = "\
 # A line such as `#workers = \"auto\"` shows a key and its default; take the `#` away to change it. What is not known here
 # is an error. This file is what `gateway --sample` prints.
 #
-# Environment variables override the keys of [server], [limits], [rate_limits], [total_rate_limits] and [circuit_breaker]:
-# GATEWAY_SERVER_LISTEN, GATEWAY_LIMITS_TOTAL_MS and so on. The option --listen overrides both. Logs go to stderr;
+# Environment variables override the keys of [server], [limits], [rate_limits], [total_rate_limits], [circuit_breaker] and
+# [embedding_batches]: GATEWAY_SERVER_LISTEN, GATEWAY_LIMITS_TOTAL_MS and so on. The option --listen overrides both. Logs go to stderr;
 # RUST_LOG says which (default: info).
 ";
 
@@ -96,6 +99,13 @@ const BREAKER_HEAD: &str = "
 # nor refused credentials or a quota that is used up, which no pause mends. An upstream's Retry-After makes the pause
 # longer, up to an hour.
 [circuit_breaker]
+";
+
+const BATCHES_HEAD: &str = "
+# Embedding requests that differ in nothing but their inputs can be sent to the upstream as one. Each gets its own vectors
+# and its share of the tokens; an input that the upstream refuses fails alone. That makes fewer calls of an upstream that
+# counts them, or is slow to answer each; it makes every request wait a little.
+[embedding_batches]
 ";
 
 const TENANT_HEAD: &str = "

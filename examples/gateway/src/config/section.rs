@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::{
     Config,
+    batches::BATCHES,
     breaker::BREAKER,
     key::{Key, Value, nearest, set},
     rates::{KEY, QUEUE, RATES, TENANT, TOTAL},
@@ -18,18 +19,20 @@ pub(super) enum Section {
     RateLimits,
     TotalRateLimits,
     CircuitBreaker,
+    EmbeddingBatches,
     Tenant,
     Key,
     Model,
 }
 
 impl Section {
-    pub(super) const ALL: [Self; 8] = [
+    pub(super) const ALL: [Self; 9] = [
         Self::Server,
         Self::Limits,
         Self::RateLimits,
         Self::TotalRateLimits,
         Self::CircuitBreaker,
+        Self::EmbeddingBatches,
         Self::Tenant,
         Self::Key,
         Self::Model,
@@ -42,6 +45,7 @@ impl Section {
             Self::RateLimits => "rate_limits",
             Self::TotalRateLimits => "total_rate_limits",
             Self::CircuitBreaker => "circuit_breaker",
+            Self::EmbeddingBatches => "embedding_batches",
             Self::Tenant => "tenant",
             Self::Key => "key",
             Self::Model => "model",
@@ -61,6 +65,7 @@ impl Section {
             Self::RateLimits => [names(RATES), names(QUEUE)].concat(),
             Self::TotalRateLimits => names(TOTAL),
             Self::CircuitBreaker => names(BREAKER),
+            Self::EmbeddingBatches => names(BATCHES),
             Self::Tenant => [names(TENANT), names(RATES)].concat(),
             Self::Key => names(KEY),
             Self::Model => [names(MODEL), names(LIMITS)].concat(),
@@ -83,6 +88,7 @@ impl Section {
             }
             Self::TotalRateLimits => set(TOTAL, &mut rates.total, name, value),
             Self::CircuitBreaker => set(BREAKER, &mut config.circuit_breaker, name, value),
+            Self::EmbeddingBatches => set(BATCHES, &mut config.embedding_batches, name, value),
             Self::Tenant | Self::Key | Self::Model => None,
         }
     }
