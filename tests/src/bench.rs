@@ -4,6 +4,7 @@ use std::{
     any::Any,
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
     task::Poll,
     time::Duration,
 };
@@ -14,6 +15,7 @@ use tokio::{runtime, task::unconstrained, time};
 use tower::{Layer, Service, ServiceExt, util::Oneshot};
 
 use crate::{
+    Subject,
     controlled::{Controlled, Controls, Gate, Then},
     probe::{Counts, Probe},
     subject::Dress,
@@ -112,6 +114,12 @@ impl Bench {
     fn seams(&self) -> impl Iterator<Item = &Counts> {
         self.handle.seams().iter().chain([&self.counts])
     }
+}
+
+/// An ordinary request, unlike every other: nothing that earlier ones left can answer it.
+pub(crate) fn ordinary(subject: &dyn Subject) -> Req {
+    static NEXT: AtomicUsize = AtomicUsize::new(1_000_000);
+    subject.dress(NEXT.fetch_add(1, Relaxed), Req::default())
 }
 
 /// A call through a clone of `service`.

@@ -6,6 +6,7 @@ use crate::Subject;
 
 mod batch;
 mod circuit_breaker;
+mod dedup;
 mod rate_limit;
 mod tower;
 
@@ -22,5 +23,7 @@ pub fn subjects() -> Vec<Arc<dyn Subject>> {
         Arc::new(circuit_breaker::Keyed),
         Arc::new(circuit_breaker::Waiting),
         Arc::new(batch::Batching),
+        Arc::new(dedup::Keeping),
+        Arc::new(dedup::Joining),
     ]
 }

@@ -3,6 +3,7 @@
 use std::{
     convert::Infallible,
     future::{Ready, ready},
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::pin,
     sync::Mutex,
     task::{Context, Poll, Waker},
@@ -184,11 +185,12 @@ async fn retry_after_headers_lengthen_the_open_period() {
     assert_eq!(breaker.stats().retry_after, RetryAfter::After(Duration::from_millis(7500)));
 }
 
-/// A stream: so many chunks, and then its end, or an error, or nothing any more.
+/// A stream: a chunk, and then its end, or an error, a panic, or nothing any more.
 #[derive(Clone, Copy)]
 enum Stream {
     Ends,
     BreaksOff,
+    Panics,
     Stalls,
 }
 
@@ -199,6 +201,7 @@ fn streamed(status: u16, then: Stream) -> Response<Streamed> {
     let body = match then {
         Stream::Ends => chunk.boxed(),
         Stream::BreaksOff => chunk.chain(stream::iter([Err("it breaks off".into())])).boxed(),
+        Stream::Panics => chunk.chain(stream::poll_fn(|_| panic!("in the body"))).boxed(),
         Stream::Stalls => chunk.chain(stream::pending()).boxed(),
     };
     Response::builder().status(status).body(StreamBody::new(body)).unwrap()
@@ -230,6 +233,19 @@ async fn a_stream_that_breaks_off_is_a_failure() {
     assert!(ask(&breaker, 200, Stream::Ends).await.is_err());
     assert!(probe.collect().await.is_ok());
     assert_eq!(breaker.state(), State::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_panics_is_a_failure_and_leaks_no_probe() {
+    let breaker = CircuitBreaker::new(Settings::consecutive(1).open_for(SECOND));
+    for opens in [1, 2] {
+        let mut body = ask(&breaker, 200, Stream::Panics).await.unwrap();
+        assert!(body.frame().await.is_some());
+        assert!(catch_unwind(AssertUnwindSafe(|| now(body.frame()))).is_err());
+        // There and then, not when somebody drops the remains.
+        assert_eq!((breaker.stats().opens, breaker.stats().probes), (opens, 0));
+        tokio::time::advance(SECOND).await;
+    }
 }
 
 /// Whoever reads no further has had an answer: nobody failed, however long it took.

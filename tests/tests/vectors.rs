@@ -10,6 +10,8 @@ use tokio::time::{Instant, sleep};
 mod batch;
 #[path = "vectors/circuit_breaker.rs"]
 mod circuit_breaker;
+#[path = "vectors/dedup.rs"]
+mod dedup;
 #[path = "vectors/rate_limit.rs"]
 mod rate_limit;
 
@@ -21,6 +23,11 @@ fn batch() {
 #[test]
 fn circuit_breaker() {
     vectors::run::<circuit_breaker::Breaker>("circuit_breaker");
+}
+
+#[test]
+fn dedup() {
+    vectors::run::<dedup::Deduplication>("dedup");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use crate::{
     circuit::Circuit,
     clock,
     machine::{Counted, Machine},
-    permit::Admitted,
+    permit::{Admitted, Call},
     select::One,
     started::Started,
     wait::Wait,
@@ -37,6 +37,7 @@ use crate::{
 pub struct CircuitBreaker {
     pub(crate) circuit: &'static Circuit,
     timed: bool,
+    of_many: bool,
     owner: Arc<Owner>,
 }
 
@@ -70,13 +71,18 @@ impl CircuitBreaker {
     /// If it could never work.
     pub fn try_new(settings: Settings) -> Result<Self, InvalidSettings> {
         settings.check()?;
-        Ok(Self::checked(Arc::new(settings)))
+        Ok(Self::checked(Arc::new(settings), false))
     }
 
-    pub(crate) fn checked(settings: Arc<Settings>) -> Self {
+    /// One that a key has, of settings that were checked.
+    pub(crate) fn of_many(settings: Arc<Settings>) -> Self {
+        Self::checked(settings, true)
+    }
+
+    fn checked(settings: Arc<Settings>, of_many: bool) -> Self {
         let timed = settings.times_calls();
         let circuit = Circuit::new(settings);
-        Self { circuit, timed, owner: Arc::new(Owner(circuit)) }
+        Self { circuit, timed, of_many, owner: Arc::new(Owner(circuit)) }
     }
 
     /// A layer that refuses calls while this breaker is open. Every error is a failure and every response a success, until
@@ -91,7 +97,7 @@ impl CircuitBreaker {
     ///
     /// A refusal that says how long the breaker is still open.
     pub fn try_acquire(&self) -> Result<Permit, Rejected> {
-        self.admit().map(Permit::from).map_err(refusal)
+        self.admit_by_hand(clock::now)
     }
 
     /// [`try_acquire`](Self::try_acquire) at a given time. One that has passed reads as now.
@@ -100,7 +106,12 @@ impl CircuitBreaker {
     ///
     /// A refusal that says how long the breaker is still open.
     pub fn try_acquire_at(&self, now: Instant) -> Result<Permit, Rejected> {
-        admit(self.circuit, self.timed, None, || now.max(clock::now())).map(Permit::from).map_err(refusal)
+        self.admit_by_hand(|| now.max(clock::now()))
+    }
+
+    fn admit_by_hand(&self, now: impl Fn() -> Instant) -> Result<Permit, Rejected> {
+        let owner = self.of_many.then(|| self.owner.clone());
+        admit(self.circuit, self.timed, owner, now).map(Permit::from).map_err(refusal)
     }
 
     #[inline(always)]
@@ -137,7 +148,7 @@ impl CircuitBreaker {
             consecutive_failures: run.into(),
             probes: probes as usize,
             opens: tallied.opens,
-            refused: tallied.refused,
+            refused: self.circuit.refused(),
             late: tallied.late,
             last_failure: tallied.last_failure.map(|at| self.circuit.instant(at)),
         }
@@ -145,7 +156,7 @@ impl CircuitBreaker {
 
     /// Closes the breaker, whatever its state is, and forgets everything: what is still under way counts no more.
     pub fn reset(&self) {
-        self.with(|machine, _| machine.reset());
+        self.circuit.reset(clock::now());
     }
 
     /// Refuses all calls from now on, until [`reset`](Self::reset).
@@ -180,7 +191,7 @@ fn admit(
 ) -> Result<Admitted, Wait> {
     let known = timed.then(&now);
     let pass = circuit.admit(|| known.unwrap_or_else(now))?;
-    Ok(Admitted { pass, started: known.map_or(Started::UNKNOWN, Started::at), owner })
+    Ok(Admitted { call: Call { pass, started: known.map_or(Started::UNKNOWN, Started::at) }, owner })
 }
 
 #[cold]
@@ -202,8 +213,8 @@ pub struct Stats {
     pub state: State,
     /// Open: what is left of that. [`RetryAfter::Never`] if it was opened by hand.
     pub retry_after: RetryAfter,
-    /// The outcomes that count now: those in the (first) window, or without a window the failures in a row. A breaker that
-    /// is open still shows what opened it. Half-open: the successful probes.
+    /// The outcomes that count now: those in the (first) window, or without a window the failures in a row. One that has
+    /// just opened still shows what opened it, until it is tried again. Half-open: the successful probes.
     pub calls: u64,
     /// The successes among them.
     pub successes: u64,
@@ -221,6 +232,6 @@ pub struct Stats {
     pub refused: u64,
     /// Results that came after the state had changed, and were dropped.
     pub late: u64,
-    /// When the last failure was counted.
+    /// When the last failure was counted, or a probe's time was over.
     pub last_failure: Option<Instant>,
 }

@@ -4,16 +4,27 @@
 //! threads would then be half as fast as one. So a circuit is never freed. When its breaker is gone it waits for the next
 //! one, which begins a generation; whatever calls of the old one are still under way find that they are of no generation
 //! that counts.
+//!
+//! While it is open a call is refused without the lock as well: what a dead service is asked most is how long still.
 
 #[cfg(loom)]
-use loom::sync::{Mutex, MutexGuard, atomic::AtomicU64};
+use loom::sync::{
+    Mutex, MutexGuard,
+    atomic::{AtomicU64, fence},
+};
 #[cfg(not(loom))]
-use std::sync::{Mutex, MutexGuard, atomic::AtomicU64};
+use std::sync::{
+    Mutex, MutexGuard,
+    atomic::{AtomicU64, fence},
+};
 use std::{
     collections::hash_map::RandomState,
     hash::BuildHasher,
     mem,
-    sync::{Arc, PoisonError, atomic::Ordering::Relaxed},
+    sync::{
+        Arc, PoisonError,
+        atomic::Ordering::{Acquire, Relaxed, Release},
+    },
     task::Waker,
     time::Duration,
 };
@@ -30,9 +41,15 @@ use crate::{
     window::nanos,
 };
 
+/// It has its cache lines to itself: what its neighbours write must not slow down who only looks at the word.
 #[derive(Debug)]
+#[repr(align(128))]
 pub(crate) struct Circuit {
     word: AtomicU64,
+    /// When the open period of the last generation that was open is over: a [`stamp`](clock::stamp), published before the
+    /// word is, and only if that is open.
+    open_until: AtomicU64,
+    refused: AtomicU64,
     inner: Mutex<Inner>,
 }
 
@@ -68,7 +85,12 @@ impl Circuit {
 
     fn first(settings: Arc<Settings>, seed: u64) -> Self {
         let machine = Machine::new(settings, 0, seed);
-        Self { word: AtomicU64::new(machine.word().0), inner: Mutex::new(Inner::new(machine)) }
+        Self {
+            word: AtomicU64::new(machine.word().0),
+            open_until: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            inner: Mutex::new(Inner::new(machine)),
+        }
     }
 
     /// Serves the next breaker.
@@ -76,6 +98,7 @@ impl Circuit {
         let word = machine.word();
         let mut inner = self.lock();
         let old = mem::replace(&mut *inner, Inner::new(machine));
+        self.refused.store(0, Relaxed);
         self.word.store(word.0, Relaxed);
         drop(inner);
         drop(old);
@@ -103,14 +126,35 @@ impl Circuit {
     pub(crate) fn admit(&'static self, now: impl FnOnce() -> Instant) -> Result<Pass, Wait> {
         // The word stands for itself: whatever else there is stands behind the lock.
         let word = Word(self.word.load(Relaxed));
-        let word = if word.passes() { word } else { self.admit_half_open(now())? };
+        let word = if word.passes() { word } else { self.admit_or_refuse(word, now())? };
         Ok(Pass { circuit: self, word })
     }
 
     /// What it gives fits in registers: see [`Wait`].
     #[cold]
-    fn admit_half_open(&self, now: Instant) -> Result<Word, Wait> {
-        Ok(self.with(now, Machine::admit)?)
+    fn admit_or_refuse(&self, word: Word, now: Instant) -> Result<Word, Wait> {
+        let admitted = match self.left(word, now) {
+            Some(wait) => Err(wait),
+            None => self.with(now, Machine::admit).map_err(Wait::from),
+        };
+        if admitted.is_err() {
+            self.refused.fetch_add(1, Relaxed);
+        }
+        admitted
+    }
+
+    /// What is left of the open period that `word` is of, if that can be told without the lock.
+    fn left(&self, word: Word, now: Instant) -> Option<Wait> {
+        if word.state() != State::Open {
+            return None;
+        }
+        // The time was published before the word.
+        fence(Acquire);
+        let until = self.open_until.load(Acquire).cast_signed();
+        let left = u64::try_from(until.saturating_sub(clock::stamp(now))).ok().filter(|left| *left > 0)?;
+        // Between two generations that are open there is one that is not: if the time is of a later one, the word is none
+        // of ours any more.
+        (self.word.load(Relaxed) == word.0).then(|| Wait::of(left))
     }
 
     /// Counts a success, if nothing depends on the time. Nobody is told or woken by that.
@@ -132,8 +176,12 @@ impl Circuit {
         let (before, probes) = (inner.machine.generation(), inner.machine.word().probes());
         let result = change(&mut inner, now);
         let word = inner.machine.word();
-        self.word.store(word.0, Relaxed);
         let news = inner.machine.generation() != before;
+        if news && word.state() == State::Open {
+            let until = clock::stamp(inner.birth).saturating_add_unsigned(inner.machine.until());
+            self.open_until.store(until.cast_unsigned(), Release);
+        }
+        self.word.store(word.0, Release);
         let woken = if news || word.probes() < probes { mem::take(&mut inner.waiting) } else { Vec::new() };
         let news = news.then(|| (inner.machine.changed, inner.watched.clone()));
         drop(inner);
@@ -194,9 +242,15 @@ impl Circuit {
         Word(self.word.load(Relaxed)).passes()
     }
 
-    /// Whether it is closed and nothing is counted. Nobody is told or woken by that.
-    pub(crate) fn is_fresh(&self, now: Instant) -> bool {
-        Word(self.word.load(Relaxed)).state() == State::Closed && self.with(now, Machine::is_fresh)
+    /// Closes it, and forgets everything.
+    pub(crate) fn reset(&self, now: Instant) {
+        self.with(now, |machine, _| machine.reset());
+        self.refused.store(0, Relaxed);
+    }
+
+    /// Calls refused.
+    pub(crate) fn refused(&self) -> u64 {
+        self.refused.load(Relaxed)
     }
 
     /// Nothing of a user's runs under this lock.

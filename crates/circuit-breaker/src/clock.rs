@@ -1,5 +1,7 @@
 //! The one place where a clock is read.
 
+use std::{sync::OnceLock, time::Duration};
+
 use tokio::time::Instant;
 
 #[inline]
@@ -7,6 +9,18 @@ pub(crate) fn now() -> Instant {
     #[cfg(test)]
     readings::count();
     Instant::now()
+}
+
+/// An instant in one word: nanoseconds after some instant, the same for all, or before.
+pub(crate) fn stamp(instant: Instant) -> i64 {
+    // Tests have clocks of their own, which may stand before the first one's.
+    static SOME: OnceLock<Instant> = OnceLock::new();
+    let some = *SOME.get_or_init(now);
+    let nanos = |time: Duration| i64::try_from(time.as_nanos()).unwrap_or(i64::MAX);
+    match instant.checked_duration_since(some) {
+        Some(after) => nanos(after),
+        None => -nanos(some - instant),
+    }
 }
 
 /// How often this thread has read the clock.

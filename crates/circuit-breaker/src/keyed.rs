@@ -16,15 +16,17 @@ use bartizan_core::{Errors, UntilResponse, errors};
 
 use crate::{
     By, ByRef, CircuitBreaker, CircuitBreakerLayer, InvalidSettings, Settings, State, clock,
-    machine::Tallied, permit::Admitted, wait::Wait,
+    machine::Machine, permit::Admitted, wait::Wait,
 };
 
 /// A breaker for each key: each host, each model, each endpoint.
 ///
 /// A breaker is made when its key first comes. At most [`max_keys`](Self::max_keys) are remembered. When there is no room,
-/// breakers are dropped that cannot be told from new ones: closed, with nothing that counts, no call under way and nobody
-/// who has asked for them. No other ever is; if there is none, calls of a further key pass unwatched, and
-/// [`KeyedStats::unwatched`] counts them: that others fail is no reason to refuse them.
+/// breakers are dropped that hold nothing against their services, or nothing since an hour: they are closed without a
+/// failure or slow call that counts, or an hour has passed since the last one, since a probe, and since the open period was
+/// over. None is that a hand has opened or disabled, that has a call under way, or that somebody has asked for. If no other
+/// is left, calls of a further key pass unwatched, and [`KeyedStats::unwatched`] counts them: that others fail is no reason
+/// to refuse them.
 ///
 /// ```
 /// use bartizan_circuit_breaker::{CircuitBreakers, Settings, State};
@@ -48,7 +50,7 @@ struct Shared<K> {
     came: AtomicUsize,
     unwatched: AtomicU64,
     /// What was counted by breakers that are dropped.
-    gone: Mutex<Tallied>,
+    gone: Mutex<KeyedStats>,
 }
 
 /// A shard has its cache lines to itself.
@@ -142,8 +144,8 @@ impl<K: Hash + Eq> CircuitBreakers<K> {
         CircuitBreakerLayer::new(ByRef::new(self.clone(), key), errors())
     }
 
-    /// The breaker of a key, which is remembered as long as it is held: hold it until its calls are over. `None` if there
-    /// is no room for one more key.
+    /// The breaker of a key, which is remembered as long as it, a layer of it or a permit is held. `None` if there is no
+    /// room for one more key.
     pub fn get<Q>(&self, key: &Q) -> Option<CircuitBreaker>
     where
         K: Borrow<Q>,
@@ -155,9 +157,7 @@ impl<K: Hash + Eq> CircuitBreakers<K> {
     /// What all breakers together do and have done.
     pub fn stats(&self) -> KeyedStats {
         let Shared { shards, unwatched, gone, .. } = &*self.0;
-        let Tallied { opens, refused, late, .. } = *lock(gone);
-        let unwatched = unwatched.load(Relaxed);
-        let mut stats = KeyedStats { keys: 0, open: 0, half_open: 0, opens, refused, late, unwatched };
+        let mut stats = KeyedStats { unwatched: unwatched.load(Relaxed), ..*lock(gone) };
         for shard in shards {
             // Whoever is told or woken by what time has brought about runs without the lock.
             let breakers: Vec<_> = lock(&shard.0).values().cloned().collect();
@@ -222,7 +222,7 @@ impl<K: Hash + Eq> CircuitBreakers<K> {
         let owned = key.to_owned();
         shared.came.fetch_add(1, Relaxed);
         shared.keys.fetch_update(AcqRel, Acquire, one_more).ok()?;
-        let breaker = CircuitBreaker::checked(shared.settings.clone());
+        let breaker = CircuitBreaker::of_many(shared.settings.clone());
         let seen = look(&breaker);
         shard.insert(owned, breaker);
         Some(seen)
@@ -232,7 +232,7 @@ impl<K: Hash + Eq> CircuitBreakers<K> {
         &self.0.shards[(hash >> 60) as usize % SHARDS].0
     }
 
-    /// Drops what cannot be told from new, unless that was done not long ago: a look at all keys costs a further key no
+    /// Drops what can be forgotten, unless that was done not long ago: a look at all keys costs a further key no
     /// more than 64 looks.
     fn sweep(&self) {
         let shared = &*self.0;
@@ -246,7 +246,7 @@ impl<K: Hash + Eq> CircuitBreakers<K> {
             let mut dropped = Vec::new();
             lock(&shard.0).retain(|_, breaker| {
                 // Nobody comes by one but under this lock.
-                let kept = !(breaker.is_unused() && breaker.circuit.is_fresh(now));
+                let kept = !(breaker.is_unused() && breaker.circuit.with(now, Machine::is_forgettable));
                 if !kept {
                     dropped.push(breaker.clone());
                 }
@@ -277,7 +277,7 @@ impl<K> fmt::Debug for CircuitBreakers<K> {
 }
 
 /// What all breakers of [`CircuitBreakers`] do and have done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct KeyedStats {
     /// Keys that are remembered now.

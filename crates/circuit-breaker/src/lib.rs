@@ -10,6 +10,7 @@ mod keyed;
 mod layer;
 mod machine;
 mod mode;
+mod period;
 mod permit;
 mod select;
 mod service;

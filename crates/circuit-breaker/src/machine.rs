@@ -8,6 +8,7 @@ use std::{sync::Arc, time::Duration};
 use bartizan_core::RetryAfter;
 
 use crate::{
+    period::period,
     settings::Settings,
     state::{State, Word},
     window::{Counts, Tally, nanos},
@@ -60,6 +61,8 @@ pub(crate) struct Machine {
     timeless: bool,
     /// The largest time seen.
     latest: u64,
+    /// When the state last changed, or something last counted against the service.
+    marked: u64,
     seed: u64,
     tallied: Tallied,
 }
@@ -68,7 +71,6 @@ pub(crate) struct Machine {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Tallied {
     pub(crate) opens: u64,
-    pub(crate) refused: u64,
     pub(crate) late: u64,
     pub(crate) last_failure: Option<u64>,
 }
@@ -93,6 +95,7 @@ impl Machine {
             windows,
             timeless,
             latest: 0,
+            marked: 0,
             seed,
             tallied: Tallied::default(),
         }
@@ -102,10 +105,15 @@ impl Machine {
         self.generation
     }
 
+    /// Open: when that is over.
+    pub(crate) fn until(&self) -> u64 {
+        self.until
+    }
+
     /// What is published.
     pub(crate) fn word(&self) -> Word {
         let counts_successes = match self.state {
-            State::Closed => self.run > 0 || !self.windows.is_empty(),
+            State::Closed => self.run > 0 || self.windows.iter().any(Tally::notes_successes),
             State::HalfOpen => true,
             State::Open | State::ForcedOpen | State::Disabled => false,
         };
@@ -131,7 +139,6 @@ impl Machine {
             }
             State::HalfOpen | State::Open | State::ForcedOpen => {}
         }
-        self.tallied.refused += 1;
         Err(self.retry_after(now))
     }
 
@@ -187,7 +194,11 @@ impl Machine {
             }
             Outcome::Ignored | Outcome::Cancelled => return,
         };
-        self.windows.iter_mut().for_each(|window| window.push(failed, took, now));
+        for window in &mut self.windows {
+            if window.push(failed, took, now) {
+                self.marked = now;
+            }
+        }
         if self.settings.consecutive.is_some_and(|most| self.run >= most)
             || self.windows.iter().any(Tally::trips)
         {
@@ -214,7 +225,7 @@ impl Machine {
     }
 
     fn fail(&mut self, retry_after: RetryAfter, now: u64) {
-        self.tallied.last_failure = Some(now);
+        (self.tallied.last_failure, self.marked) = (Some(now), now);
         if let RetryAfter::After(wait) = retry_after {
             let wait = nanos(wait.min(self.settings.longest_retry_after));
             self.not_before = self.not_before.max(now.saturating_add(wait));
@@ -256,6 +267,7 @@ impl Machine {
     /// Begins a generation.
     fn enter(&mut self, state: State, at: u64) {
         self.generation += 1;
+        self.marked = at;
         (self.probes, self.successes) = (0, 0);
         if matches!(state, State::Closed | State::HalfOpen) {
             self.run = 0;
@@ -264,7 +276,8 @@ impl Machine {
         self.until = match state {
             State::Open => {
                 self.tallied.opens += 1;
-                at.saturating_add(self.period()).max(self.not_before)
+                let period = period(&self.settings, self.reopened, self.seed ^ self.generation);
+                at.saturating_add(period).max(self.not_before)
             }
             State::Closed => {
                 (self.reopened, self.not_before) = (0, 0);
@@ -278,31 +291,11 @@ impl Machine {
         }
     }
 
-    /// How long this generation is open.
-    #[expect(
-        clippy::cast_precision_loss,
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "a period that grows or is jittered need not be exact, and a float saturates"
-    )]
-    fn period(&self) -> u64 {
-        let mut period = nanos(self.settings.open_for);
-        if let Some((factor, longest)) = self.settings.growth
-            && self.reopened > 0
-        {
-            period = ((period as f64 * factor.powi(self.reopened)) as u64).min(nanos(longest));
-        }
-        if self.settings.jitter > 0.0 {
-            let share = mix(self.seed ^ self.generation) as f64 / u64::MAX as f64;
-            period = period.saturating_add((period as f64 * self.settings.jitter * share) as u64);
-        }
-        period
-    }
-
     /// Takes note of the time, and of what it brought about: with probes out for too long it is open again.
     fn advance(&mut self, now: u64) -> u64 {
         self.latest = self.latest.max(now);
         if self.state == State::HalfOpen && self.probes > 0 && self.latest >= self.until {
+            self.tallied.last_failure = Some(self.until);
             self.reopen(self.until);
         }
         self.latest
@@ -348,15 +341,24 @@ impl Machine {
         Counted { counts, run: self.run, probes: self.probes, tallied: self.tallied }
     }
 
-    /// Whether it cannot be told from one that was just made, but for what was counted for statistics.
-    pub(crate) fn is_fresh(&mut self, now: u64) -> bool {
+    /// Whether nothing is lost with it but statistics: it holds nothing against its service, or nothing that is not long
+    /// past.
+    pub(crate) fn is_forgettable(&mut self, now: u64) -> bool {
         let now = self.advance(now);
-        self.state == State::Closed
-            && self.run == 0
-            && self.not_before <= now
-            && self.windows.iter_mut().all(|window| window.counts(now).calls == 0)
+        let nothing = self.run == 0 && self.windows.iter_mut().all(|window| window.counts(now).is_good());
+        let since = match self.state {
+            State::Closed if nothing => return self.not_before <= now,
+            State::Open => self.until,
+            State::HalfOpen if self.probes > 0 => return false,
+            State::Closed | State::HalfOpen => self.marked,
+            State::ForcedOpen | State::Disabled => return false,
+        };
+        since.saturating_add(nanos(LONG)).max(self.not_before) <= now
     }
 }
+
+/// What lies so far back is past.
+const LONG: Duration = Duration::from_secs(3600);
 
 /// What a call would find.
 #[derive(Clone, Copy, Debug)]
@@ -375,14 +377,6 @@ pub(crate) struct Counted {
     pub(crate) run: u32,
     pub(crate) probes: u32,
     pub(crate) tallied: Tallied,
-}
-
-/// One step of a generator of numbers that look random (splitmix64).
-fn mix(n: u64) -> u64 {
-    let n = n.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let n = (n ^ n >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let n = (n ^ n >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    n ^ n >> 31
 }
 
 #[cfg(all(test, not(loom)))]

@@ -19,27 +19,45 @@ pub struct Permit {
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct Admitted {
-    pub(crate) pass: Pass,
-    /// Known only if something depends on it.
-    pub(crate) started: Started,
+    pub(crate) call: Call,
     /// A breaker of many keeps its key while a call is under way.
     pub(crate) owner: Option<Arc<Owner>>,
 }
 
 impl Admitted {
-    /// While something of a stranger's runs: dropped by a panic this says that the call has failed. Forget it otherwise.
     #[inline]
-    pub(crate) const fn arm(&self) -> ArmedPass {
-        ArmedPass(self.pass, self.started)
+    pub(crate) fn split(self) -> (Call, Option<Arc<Owner>>) {
+        (self.call, self.owner)
     }
 }
 
-pub(crate) struct ArmedPass(Pass, Started);
+/// A call that passed. Settled once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Call {
+    pub(crate) pass: Pass,
+    /// Known only if something depends on it.
+    pub(crate) started: Started,
+}
 
-impl Drop for ArmedPass {
+impl Call {
+    #[inline]
+    fn settle(self, outcome: Outcome, now: impl FnOnce() -> Instant) {
+        self.pass.settle(outcome, self.started, now);
+    }
+
+    /// While something of a stranger's runs: dropped by a panic this says that the call has failed. Forget it otherwise.
+    #[inline]
+    pub(crate) const fn arm(self) -> ArmedCall {
+        ArmedCall(self)
+    }
+}
+
+pub(crate) struct ArmedCall(Call);
+
+impl Drop for ArmedCall {
     #[cold]
     fn drop(&mut self) {
-        self.0.settle(Outcome::Failure(RetryAfter::Unknown), self.1, clock::now);
+        self.0.settle(Outcome::Failure(RetryAfter::Unknown), clock::now);
     }
 }
 
@@ -76,9 +94,9 @@ impl Permit {
     /// The call took this long, whatever the clock says: for one that was measured elsewhere.
     pub fn took(mut self, time: Duration) -> Self {
         if let Some(admitted) = &mut self.admitted
-            && admitted.started.is_known()
+            && admitted.call.started.is_known()
         {
-            admitted.started = Started::ago(clock::now(), time);
+            admitted.call.started = Started::ago(clock::now(), time);
         }
         self
     }
@@ -95,8 +113,8 @@ impl Permit {
 
     #[inline]
     fn end(&mut self, outcome: Outcome, now: impl FnOnce() -> Instant) {
-        if let Some(Admitted { pass, started, owner }) = self.admitted.take() {
-            pass.settle(outcome, started, now);
+        if let Some(Admitted { call, owner }) = self.admitted.take() {
+            call.settle(outcome, now);
             drop(owner);
         }
     }
@@ -135,7 +153,7 @@ impl Drop for Permit {
 
 impl fmt::Debug for Permit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let started = self.admitted.as_ref().map(|it| it.started);
+        let started = self.admitted.as_ref().map(|it| it.call.started);
         f.debug_struct("Permit").field("started", &started).finish_non_exhaustive()
     }
 }
@@ -183,6 +201,11 @@ impl<C: Classify<Res>, Res> Guard for Answered<C, Res> {
             }
         };
         permit.finish(class);
+    }
+
+    #[cold]
+    fn panicked(mut self) {
+        self.permit.finish(Class::Failure(RetryAfter::Unknown));
     }
 }
 

@@ -6,7 +6,10 @@ use std::{
 use bartizan_core::{BoxError, Classify, Extent};
 use tower_service::Service;
 
-use crate::{Answered, CircuitBreaker, Mode, Permit, ResponseFuture, Select, permit::Admitted};
+use crate::{
+    Answered, CircuitBreaker, Mode, Permit, ResponseFuture, Select,
+    permit::{Admitted, Call},
+};
 
 /// The service of a [`CircuitBreakerLayer`](crate::CircuitBreakerLayer).
 pub struct Break<S, B, C, E, M> {
@@ -91,7 +94,10 @@ where
                 }
             }
         }
-        match self.inner.poll_ready(cx) {
+        let unready = self.breaker.one().map(Unready);
+        let ready = self.inner.poll_ready(cx);
+        mem::forget(unready);
+        match ready {
             Poll::Ready(Ok(())) => {
                 self.asked = Asked::Ready;
                 Poll::Ready(Ok(()))
@@ -122,14 +128,29 @@ where
             }
         };
         if mem::replace(&mut self.asked, Asked::No) == Asked::Ready {
-            let armed = admitted.as_ref().map(Admitted::arm);
+            // In its parts: as a whole, which a panic would drop, it would have to stand in memory.
+            let (call, owner) = admitted.map(Admitted::split).unzip();
+            let armed = call.map(Call::arm);
             let inner = self.inner.call(request);
             mem::forget(armed);
+            let admitted = call.map(|call| Admitted { call, owner: owner.flatten() });
             return ResponseFuture::calling(inner, admitted.into(), classify, extent);
         }
         // It became closed or half-open since: the call waits for the inner service itself, with the place it has.
         let permit = Permit::from(admitted);
         ResponseFuture::readying(self.take_inner(), request, permit, classify, extent)
+    }
+}
+
+/// The inner service while it is asked whether it is ready: a panic there is a failure.
+struct Unready<'a>(&'a CircuitBreaker);
+
+impl Drop for Unready<'_> {
+    #[cold]
+    fn drop(&mut self) {
+        if let Ok(admitted) = self.0.admit() {
+            Permit::from(admitted).failure();
+        }
     }
 }
 

@@ -1,12 +1,12 @@
 //! When a call began, in one word: what a call carries is copied on its way.
 
-use std::{sync::OnceLock, time::Duration};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::clock;
 
-/// When a call began, if that is known: nanoseconds before or after some instant.
+/// When a call began, if that is known: [`stamp`](clock::stamp)ed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Started(i64);
 
@@ -15,14 +15,7 @@ impl Started {
     pub(crate) const UNKNOWN: Self = Self(i64::MIN);
 
     pub(crate) fn at(instant: Instant) -> Self {
-        // Tests have clocks of their own, which may stand before the first one's.
-        static SOME: OnceLock<Instant> = OnceLock::new();
-        let some = *SOME.get_or_init(clock::now);
-        let nanos = |time: Duration| i64::try_from(time.as_nanos()).unwrap_or(i64::MAX);
-        match instant.checked_duration_since(some) {
-            Some(after) => Self(nanos(after)),
-            None => Self(-nanos(some - instant)),
-        }
+        Self(clock::stamp(instant))
     }
 
     /// So long ago.

@@ -17,10 +17,17 @@ pub struct Wait(u64);
 const NEVER: u64 = u64::MAX;
 const UNKNOWN: u64 = u64::MAX - 1;
 
+impl Wait {
+    /// So many nanoseconds.
+    pub(crate) fn of(nanos: u64) -> Self {
+        Self(nanos.min(UNKNOWN - 1))
+    }
+}
+
 impl From<RetryAfter> for Wait {
     fn from(retry_after: RetryAfter) -> Self {
         match retry_after {
-            RetryAfter::After(wait) => Self(nanos(wait).min(UNKNOWN - 1)),
+            RetryAfter::After(wait) => Self::of(nanos(wait)),
             RetryAfter::Never => Self(NEVER),
             RetryAfter::Unknown => Self(UNKNOWN),
         }

@@ -17,6 +17,11 @@ impl Counts {
         Self { calls: 1, failures: failed.into(), slow: slow.into() }
     }
 
+    /// Whether nothing counts against the service.
+    pub(crate) fn is_good(self) -> bool {
+        self.failures == 0 && self.slow == 0
+    }
+
     fn add(&mut self, other: Self) {
         self.calls += other.calls;
         self.failures += other.failures;
@@ -72,8 +77,15 @@ impl Tally {
         self.window.failures.is_some_and(|percent| at_least(self.counts.failures, percent, self.counts.calls))
     }
 
-    /// Counts one more outcome.
-    pub(crate) fn push(&mut self, failed: bool, took: Duration, now: u64) {
+    /// Whether one more success, of a call that is not slow, changes anything. It does not if the window holds as many
+    /// calls as it can, and all of them are such: one goes and one comes.
+    pub(crate) fn notes_successes(&self) -> bool {
+        let Outcomes::Calls { ring, .. } = &self.outcomes else { return true };
+        !self.is_timeless() || self.counts.calls < ring.len() as u64 || !self.counts.is_good()
+    }
+
+    /// Counts one more outcome, and says whether it counts against the service.
+    pub(crate) fn push(&mut self, failed: bool, took: Duration, now: u64) -> bool {
         let slow = self.window.slow.is_some_and(|slow| took > slow.over);
         self.age(now);
         match &mut self.outcomes {
@@ -87,6 +99,7 @@ impl Tally {
             Outcomes::Time { ring, last, .. } => ring[slot(*last)].add(Counts::one(failed, slow)),
         }
         self.counts.add(Counts::one(failed, slow));
+        failed || slow
     }
 
     /// What the window holds now.

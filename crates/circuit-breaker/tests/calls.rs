@@ -274,6 +274,40 @@ async fn a_readiness_that_fails_is_a_failure() {
     assert_eq!((breaker.state(), breaker.stats().opens, breaker.stats().probes), (State::Open, 2, 0));
 }
 
+/// As an error it is, so as a panic too.
+#[tokio::test(start_paused = true)]
+async fn a_readiness_that_panics_is_a_failure() {
+    #[derive(Clone)]
+    struct Bad;
+
+    impl Service<Do> for Bad {
+        type Response = &'static str;
+        type Error = BoxError;
+        type Future = std::future::Ready<Result<&'static str, BoxError>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+            panic!("in poll_ready")
+        }
+
+        fn call(&mut self, _: Do) -> Self::Future {
+            unreachable!("it is never ready")
+        }
+    }
+
+    let breaker = CircuitBreaker::new(strict());
+    for opens in [1, 2] {
+        // As a probe it becomes ready in the call.
+        let mut call = Box::pin(breaker.layer().layer(Bad).oneshot(Do::Succeed));
+        assert!(catch_unwind(AssertUnwindSafe(|| poll(call.as_mut()))).is_err());
+        assert_eq!((breaker.stats().opens, breaker.stats().probes), (opens, 0));
+        advance(10 * SECOND).await;
+    }
+    let waiting = breaker.layer().backpressure();
+    let mut call = Box::pin(waiting.layer(Bad).oneshot(Do::Succeed));
+    assert!(catch_unwind(AssertUnwindSafe(|| poll(call.as_mut()))).is_err());
+    assert_eq!((breaker.stats().opens, breaker.stats().probes), (3, 0));
+}
+
 /// An open breaker says so at once, whatever is below.
 #[tokio::test(start_paused = true)]
 async fn an_open_breaker_does_not_wait_for_what_it_does_not_need() {
@@ -417,6 +451,7 @@ async fn probes_that_come_seldom_close_it() {
     assert_eq!(breaker.state(), State::HalfOpen);
     advance(SECOND).await;
     assert_eq!(breaker.state(), State::Open);
+    assert_eq!(breaker.stats().last_failure, Some(Instant::now()));
     hangs.success();
     assert_eq!((breaker.state(), breaker.stats().late), (State::Open, 1));
 }
@@ -455,6 +490,61 @@ async fn a_breaker_whose_upstream_said_when_to_come_back_is_not_like_new() {
     assert!(hosts.get(&2).is_none(), "there is something to remember");
     advance(1_800 * SECOND).await;
     assert!(hosts.get(&2).is_some());
+}
+
+/// A key is no reason to remember a breaker for good: with nothing against its service it goes when room is needed, and so
+/// it does when what there is lies an hour back.
+#[tokio::test(start_paused = true)]
+async fn what_is_long_past_makes_room_for_other_keys() {
+    let healthy = |hosts: &CircuitBreakers<u8>| {
+        for host in 0..10 {
+            let breaker = hosts.get(&host).unwrap_or_else(|| panic!("there is no room for {host}"));
+            breaker.try_acquire().unwrap().success();
+        }
+    };
+    for window in [Window::of_calls(5).failures(50), Window::of_calls(5).slow(SECOND, 50)] {
+        healthy(&CircuitBreakers::new(Settings::window(window)).max_keys(2));
+    }
+
+    let slow = Window::of_calls(3).slow(SECOND, 100);
+    let told = RetryAfter::After(1_800 * SECOND);
+    for (settings, class, dies_of) in [
+        (Settings::consecutive(2), Class::Failure(RetryAfter::Unknown), 1),
+        (Settings::consecutive(2), Class::Failure(RetryAfter::Unknown), 2),
+        (Settings::consecutive(2), Class::Failure(told), 2),
+        (Settings::window(Window::of_calls(3).failures(100)), Class::Failure(RetryAfter::Unknown), 2),
+        (Settings::window(slow.clone()), Class::Success, 1),
+        (Settings::window(slow), Class::Success, 3),
+    ] {
+        let what = format!("{dies_of} of {settings:?}");
+        let hosts: CircuitBreakers<u8> = CircuitBreakers::new(settings.open_for(10 * SECOND)).max_keys(1);
+        let bad = hosts.get(&1).unwrap();
+        advance(7_200 * SECOND).await;
+        for _ in 0..dies_of {
+            bad.try_acquire().unwrap().took(2 * SECOND).settle(class);
+        }
+        // So long it would be missed: its open period is over after half an hour at the most.
+        let open = bad.stats().retry_after;
+        drop(bad);
+        let open = if let RetryAfter::After(wait) = open { wait } else { Duration::ZERO };
+        advance(open + 3_599 * SECOND).await;
+        assert!(hosts.get(&2).is_none(), "{what}");
+        advance(SECOND).await;
+        assert!(hosts.get(&2).is_some(), "{what}");
+    }
+
+    // Whoever has a permit has the key.
+    let hosts: CircuitBreakers<u8> = CircuitBreakers::new(strict()).max_keys(1);
+    let permit = hosts.get(&1).unwrap().try_acquire().unwrap();
+    assert!(hosts.get(&2).is_none());
+    permit.failure();
+    assert_eq!(hosts.get(&1).unwrap().state(), State::Open);
+
+    // A hand's doing is for good.
+    let hosts: CircuitBreakers<u8> = CircuitBreakers::new(strict()).max_keys(1);
+    hosts.get(&1).unwrap().disable();
+    advance(100 * 3_600 * SECOND).await;
+    assert!(hosts.get(&2).is_none());
 }
 
 /// A time that has passed reads as now, whether the breaker has looked at a clock since or not.

@@ -1,6 +1,6 @@
 use std::{
     error::Error,
-    fmt,
+    fmt, mem,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -37,8 +37,8 @@ pin_project! {
     /// A body that settles a [`Guard`] when it ends.
     ///
     /// The guard settles as complete when the inner body reports its end, be it at creation or with its last frame:
-    /// servers drop such a body without asking for more. It settles as failed with the body's error. A body dropped
-    /// before either drops the guard, which means cancelled.
+    /// servers drop such a body without asking for more. It settles as failed with the body's error. A body that panics
+    /// says so ([`Guard::panicked`]), and one that is dropped before any of that drops the guard, which means cancelled.
     pub struct GuardedBody<B, G> {
         #[pin]
         inner: B,
@@ -80,7 +80,10 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         let mut this = self.project();
-        let item = match ready!(this.inner.as_mut().poll_frame(cx)) {
+        let armed = Armed(this.guard);
+        let polled = this.inner.as_mut().poll_frame(cx);
+        mem::forget(armed);
+        let item = match ready!(polled) {
             Some(Ok(frame)) => {
                 if let (Some(left), Some(data)) = (this.left.as_mut(), frame.data_ref()) {
                     *left = left.saturating_sub(data.remaining() as u64);
@@ -109,6 +112,16 @@ where
 
     fn size_hint(&self) -> SizeHint {
         self.inner.size_hint()
+    }
+}
+
+/// A guard while the inner body is polled, which may panic.
+struct Armed<'a, G: Guard>(&'a mut Option<G>);
+
+impl<G: Guard> Drop for Armed<'_, G> {
+    #[cold]
+    fn drop(&mut self) {
+        self.0.take().panicked();
     }
 }
 
@@ -165,6 +178,11 @@ mod tests {
                 Ending::Complete => "complete",
                 Ending::Failed(_) => "failed",
             });
+        }
+
+        fn panicked(mut self) {
+            self.settled = true;
+            self.log.0.lock().unwrap().push("panicked");
         }
     }
 
@@ -226,6 +244,17 @@ mod tests {
             Response::builder().header("content-length", "0").body(StreamBody::new(frames())).unwrap();
         drop(UntilBodyEnd.hold(response, log.guard()));
         assert_eq!(log.take(), ["complete"]);
+    }
+
+    #[test]
+    fn a_panic_is_told_there_and_then() {
+        use std::panic::{AssertUnwindSafe, catch_unwind};
+
+        let log = Log::default();
+        let frames = stream::poll_fn(|_| -> Poll<Option<Result<Frame<Bytes>, Infallible>>> { panic!("cut") });
+        let mut body = GuardedBody::new(StreamBody::new(frames), Some(log.guard()));
+        assert!(catch_unwind(AssertUnwindSafe(|| body.frame().now_or_never().is_some())).is_err());
+        assert_eq!(log.take(), ["panicked"]);
     }
 
     #[test]

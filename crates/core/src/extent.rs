@@ -20,6 +20,13 @@ pub trait Extent<Res>: Clone {
 pub trait Guard {
     /// The call is over. Called once, and only if the call came to its end.
     fn settle(self, ending: Ending<'_>);
+
+    /// The response panicked while it was asked for more, and unwinds through here. By default as a drop.
+    fn panicked(self)
+    where
+        Self: Sized,
+    {
+    }
 }
 
 /// How a call ended after it was answered.
@@ -67,6 +74,13 @@ impl<G: Guard> Guard for Option<G> {
     fn settle(self, ending: Ending<'_>) {
         if let Some(guard) = self {
             guard.settle(ending);
+        }
+    }
+
+    #[inline]
+    fn panicked(self) {
+        if let Some(guard) = self {
+            guard.panicked();
         }
     }
 }

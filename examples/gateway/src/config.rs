@@ -144,6 +144,8 @@ pub struct CircuitBreaker {
     pub window: Duration,
     /// How many calls a window must hold for its shares to count.
     pub min_calls: u32,
+    /// A client that goes unanswered after so long says that the model has failed.
+    pub client_gone: Option<Duration>,
     /// How long a model is left alone at first.
     pub open: Duration,
     /// For how long at most, if it fails again and again.
@@ -374,6 +376,7 @@ impl Default for CircuitBreaker {
             slow: Duration::from_secs(60),
             window: Duration::from_secs(60),
             min_calls: 20,
+            client_gone: None,
             open: Duration::from_secs(30),
             max_open: Duration::from_secs(300),
             success_threshold: 1,
@@ -414,6 +417,10 @@ impl CircuitBreaker {
             (None, Some(window)) => Settings::window(window),
             // That is, never.
             (None, None) => Settings::consecutive(u32::MAX),
+        };
+        let settings = match self.client_gone {
+            Some(time) => settings.count_cancelled_after(time),
+            None => settings,
         };
         settings
             .open_for(self.open)

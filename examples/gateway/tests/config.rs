@@ -55,7 +55,7 @@ fn the_sample_shows_the_defaults() {
         _ => format!("{line}\n"),
     });
     let text: String = lines.collect();
-    assert_eq!(uncommented, 44);
+    assert_eq!(uncommented, 45);
     assert_eq!(format!("{:?}", load(&text)), defaults);
 }
 
@@ -565,6 +565,7 @@ fn circuit_breakers_are_on_unless_told_otherwise() {
         slow_ms = 2_000
         window_ms = 10_000
         min_calls = 7
+        client_gone_ms = 9_000
         open_ms = 300
         max_open_ms = 300
         success_threshold = 3
@@ -580,6 +581,7 @@ fn circuit_breakers_are_on_unless_told_otherwise() {
         slow: Duration::from_secs(2),
         window: Duration::from_secs(10),
         min_calls: 7,
+        client_gone: Some(Duration::from_secs(9)),
         open: Duration::from_millis(300),
         max_open: Duration::from_millis(300),
         success_threshold: 3,
@@ -699,6 +701,7 @@ fn circuit_breakers_that_cannot_be_are_refused() {
         ("slow_ms", "an integer from 1 to 86400000"),
         ("window_ms", "an integer from 1 to 86400000"),
         ("min_calls", "an integer from 1 to 1000000"),
+        ("client_gone_ms", "\"off\" or an integer from 1 to 86400000"),
         ("open_ms", "an integer from 1 to 86400000"),
         ("max_open_ms", "an integer from 1 to 86400000"),
         ("success_threshold", "an integer from 1 to 4095"),

@@ -15,7 +15,7 @@ use std::{
 };
 
 use bartizan_circuit_breaker::{CircuitBreaker, CircuitBreakers, Settings, Window};
-use bartizan_core::{BoxError, Class};
+use bartizan_core::{BoxError, Class, Rejected, RejectionKind};
 use failsafe::{
     Any, backoff, failure_policy,
     futures::{CircuitBreaker as Failsafe, ResponseFuture as FailsafeFuture},
@@ -24,17 +24,17 @@ use futures_util::FutureExt;
 use pin_project_lite::pin_project;
 use recloser::{AnyError, AsyncRecloser, Recloser, RecloserFuture};
 use tokio::time::Instant;
-use tower::{Layer, Service};
+use tower::{Layer, Service, ServiceExt};
 use tower_resilience_circuitbreaker::{CircuitBreakerConfigBuilder, CircuitBreakerLayer, SlidingWindowType};
 
 use crate::{
-    inner::{Call, Inner, calls_of, refusals_of},
+    inner::{Call, Failing, Inner, calls_of, outcomes_of, refusals_of},
     measure::{Contender, Plan, drive, drive_waiting},
     report::Table,
 };
 
 pub(crate) fn compare(plan: Plan) -> Vec<Table> {
-    vec![closed(plan), above_a_box(plan), open(plan), windows(plan)]
+    vec![closed(plan), above_a_box(plan), failing(plan), open(plan), windows(plan)]
 }
 
 const BASELINE: &str = "hand-written, one load";
@@ -64,8 +64,8 @@ fn closed(plan: Plan) -> Table {
             .sliding_window_type(SlidingWindowType::TimeBased)
             .sliding_window_duration(Duration::from_millis(1)),
     );
-    let failsafe = Wrapped::new(failsafe());
-    let recloser = Wrapped::new(AsyncRecloser::from(Recloser::custom().closed_len(100).build()));
+    let failsafe = Wrapped::new(Inner, failsafe());
+    let recloser = Wrapped::new(Inner, AsyncRecloser::from(Recloser::custom().closed_len(100).build()));
 
     let figures = plan.on_two_threads(&[
         Contender::new("no layer", |_| calls_of(Inner)),
@@ -107,6 +107,29 @@ fn above_a_box(plan: Plan) -> Table {
     Table::new("Closed, above a service that boxes its futures", BASELINE, figures)
 }
 
+/// A success that comes after a failure has something to write.
+fn failing(plan: Plan) -> Table {
+    let in_a_row = CircuitBreaker::new(Settings::consecutive(5));
+    let calls = CircuitBreaker::new(Settings::window(Window::of_calls(100).failures(50)));
+    let one_load = Watched { inner: Failing, breaker: OneLoad::default() };
+    let failsafe = Wrapped::new(Failing, failsafe());
+    let recloser = Wrapped::new(Failing, AsyncRecloser::from(Recloser::custom().closed_len(100).build()));
+    let resilience = CircuitBreakerLayer::builder()
+        .consecutive_failures(5)
+        .build()
+        .expect("a valid configuration")
+        .layer(Failing);
+    let figures = plan.on_two_threads(&[
+        Contender::new(BASELINE, |_| outcomes_of(one_load.clone())),
+        Contender::new("ours, failures in a row", |_| outcomes_of(in_a_row.layer().layer(Failing))),
+        Contender::new("ours, window of 100 calls", |_| outcomes_of(calls.layer().layer(Failing))),
+        Contender::new("recloser, window of 100 calls (1)", |_| outcomes_of(recloser.clone())),
+        Contender::new("failsafe, failures in a row (1)", |_| outcomes_of(failsafe.clone())),
+        Contender::new("tower-resilience, failures in a row (2)", |_| outcomes_of(resilience.clone())),
+    ]);
+    Table::new("Closed, one call of fifty fails", BASELINE, figures)
+}
+
 fn open(plan: Plan) -> Table {
     let ours = CircuitBreaker::new(Settings::consecutive(1).open_for(AN_HOUR));
     let one_load = OneLoad::default();
@@ -124,18 +147,26 @@ fn open(plan: Plan) -> Table {
     (0..5).for_each(|_| assert!(recloser.call(|| Err::<(), _>(())).is_err()));
     resilience.force_open().now_or_never().expect("nobody else has its lock");
     let one_load = Watched::new(one_load);
-    let (failsafe, recloser) = (Wrapped::new(failsafe), Wrapped::new(AsyncRecloser::from(recloser)));
+    let (failsafe, recloser) =
+        (Wrapped::new(Inner, failsafe), Wrapped::new(Inner, AsyncRecloser::from(recloser)));
 
     let figures = plan.on_one_thread(&[
         Contender::new(BASELINE, |_| refusals_of(one_load.clone())),
         Contender::new("ours", |_| refusals_of(ours.layer().layer(Inner))),
         Contender::new("recloser (4)", |_| refusals_of(recloser.clone())),
         Contender::new("failsafe (4)", |_| refusals_of(failsafe.clone())),
+        Contender::new("recloser, with our error (4, 5)", |_| {
+            refusals_of(recloser.clone().map_err(rejected))
+        }),
+        Contender::new("failsafe, with our error (4, 5)", |_| {
+            refusals_of(failsafe.clone().map_err(rejected))
+        }),
         Contender::new("tower-resilience", |_| refusals_of(resilience.clone())),
     ]);
     Table::new("Open, every call is refused", BASELINE, figures)
         .note("Ours says for how long, and counts; none of the others does.")
-        .note("(4) as (1). The service below is called for a future that is dropped, and the error is not boxed.")
+        .note("(4) as (1). The service below is called for a future that is dropped, and the error has no size.")
+        .note("(5) made into the error of ours, which is in a box as all errors of a stack are.")
 }
 
 /// Calls come at given times, since no clock is fast enough, and no window short enough, for ten calls a window.
@@ -158,6 +189,10 @@ fn windows(plan: Plan) -> Table {
         Contender::new("100,000 calls a window", |_| calls_every(many.clone(), SECOND / 100_000)),
     ]);
     Table::new("Ours by hand, window of 1 s, no clock", FEW, figures)
+}
+
+fn rejected<E>(_: E) -> BoxError {
+    Rejected::new(RejectionKind::CircuitOpen, "circuit-breaker").into()
 }
 
 fn failsafe() -> failsafe::StateMachine<impl failsafe::FailurePolicy + Send + Sync, ()> {
@@ -326,26 +361,26 @@ impl Service<Call> for Boxing {
 
 /// A breaker that wraps futures, in a layer.
 #[derive(Clone, Debug)]
-struct Wrapped<B> {
-    inner: Inner,
+struct Wrapped<B, S> {
+    inner: S,
     breaker: B,
 }
 
-impl<B> Wrapped<B> {
-    fn new(breaker: B) -> Self {
-        Self { inner: Inner, breaker }
+impl<B, S> Wrapped<B, S> {
+    fn new(inner: S, breaker: B) -> Self {
+        Self { inner, breaker }
     }
 }
 
 /// What a [`Wrapped`] wraps with.
-trait Wrap {
+trait Wrap<F> {
     type Error;
     type Future: Future<Output = Result<Call, Self::Error>>;
 
-    fn wrap(&self, future: Ready<Result<Call, Infallible>>) -> Self::Future;
+    fn wrap(&self, future: F) -> Self::Future;
 }
 
-impl<B: Wrap> Service<Call> for Wrapped<B> {
+impl<B: Wrap<S::Future>, S: Service<Call>> Service<Call> for Wrapped<B, S> {
     type Response = Call;
     type Error = B::Error;
     type Future = B::Future;
@@ -361,22 +396,26 @@ impl<B: Wrap> Service<Call> for Wrapped<B> {
     }
 }
 
-impl<P: failsafe::FailurePolicy + Send + Sync> Wrap for failsafe::StateMachine<P, ()> {
-    type Error = failsafe::Error<Infallible>;
-    type Future = FailsafeFuture<Ready<Result<Call, Infallible>>, P, (), Any>;
+impl<P, E> Wrap<Ready<Result<Call, E>>> for failsafe::StateMachine<P, ()>
+where
+    P: failsafe::FailurePolicy + Send + Sync,
+    E: std::error::Error,
+{
+    type Error = failsafe::Error<E>;
+    type Future = FailsafeFuture<Ready<Result<Call, E>>, P, (), Any>;
 
     #[inline]
-    fn wrap(&self, future: Ready<Result<Call, Infallible>>) -> Self::Future {
+    fn wrap(&self, future: Ready<Result<Call, E>>) -> Self::Future {
         Failsafe::call(self, future)
     }
 }
 
-impl Wrap for AsyncRecloser {
-    type Error = recloser::Error<Infallible>;
-    type Future = RecloserFuture<Ready<Result<Call, Infallible>>, AnyError>;
+impl<E: std::error::Error> Wrap<Ready<Result<Call, E>>> for AsyncRecloser {
+    type Error = recloser::Error<E>;
+    type Future = RecloserFuture<Ready<Result<Call, E>>, AnyError>;
 
     #[inline]
-    fn wrap(&self, future: Ready<Result<Call, Infallible>>) -> Self::Future {
+    fn wrap(&self, future: Ready<Result<Call, E>>) -> Self::Future {
         self.call(future)
     }
 }

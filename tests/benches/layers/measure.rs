@@ -128,6 +128,16 @@ where
     }
 }
 
+/// Makes a call for each request, which may fail. If one waits, other threads go on, and it is polled again.
+pub(crate) fn drive_whatever<S, Req>(service: &mut S, requests: impl Iterator<Item = Req>)
+where
+    S: Service<Req>,
+{
+    for request in requests {
+        let _ = black_box(once(service, request, thread::yield_now).is_ok());
+    }
+}
+
 /// Makes a call that must fail for each request.
 pub(crate) fn drive_refused<S, Req>(service: &mut S, requests: impl Iterator<Item = Req>)
 where
@@ -170,9 +180,10 @@ fn rate(contender: &Contender<'_>, threads: u64, calls: u64) -> f64 {
     let start = Barrier::new(threads as usize);
     let (runtime, start) = (&runtime, &start);
     let time = |thread| {
-        let mut run = (contender.make)(thread);
         move || {
             let _entered = runtime.enter();
+            // Made here, or else one thread's service may stand in a cache line with another's.
+            let mut run = (contender.make)(thread);
             run(calls / 10);
             start.wait();
             let begin = Instant::now();

@@ -4,11 +4,11 @@ use tokio::time;
 
 use crate::{
     Subject,
-    bench::{Bench, Call, Ran, paused, readiness, run, settle},
+    bench::{Bench, Call, Ran, ordinary, paused, readiness, run, settle},
     cancel::drop_at_every_await_point,
     controlled::{Gate, Then},
     subject::Sharing,
-    wire::{Handle, Req},
+    wire::Handle,
 };
 
 use super::each;
@@ -32,13 +32,11 @@ pub(super) fn check(subject: &dyn Subject) -> Result<(), String> {
 /// `gate` is what the inner service says when a call begins: not every layer waits for it to become ready.
 async fn drops(subject: &dyn Subject, handle: &Handle, gate: Gate) -> Result<(), String> {
     let bench = Bench::new(handle, 1);
-    let mut n = 0;
     drop_at_every_await_point(
         || {
             bench.controls.gate(gate);
             bench.controls.then(Then::Hang);
-            n += 1;
-            bench.call(subject.dress(n, Req::default()))
+            bench.call(ordinary(subject))
         },
         async |nudged| {
             match nudged {
@@ -60,8 +58,8 @@ async fn drops(subject: &dyn Subject, handle: &Handle, gate: Gate) -> Result<(),
 async fn panics(subject: &dyn Subject, then: Then) -> Result<(), String> {
     let bench = Bench::new(&subject.open(), 1);
     bench.controls.then(then);
-    for n in 0..3 {
-        let mut call = bench.call(subject.dress(n, Req::default()));
+    for _ in 0..3 {
+        let mut call = bench.call(ordinary(subject));
         if let Ran::Pending = run(&mut call).await {
             time::advance(Duration::from_secs(3600)).await;
             if let Ran::Pending = run(&mut call).await {
@@ -85,7 +83,7 @@ async fn all_is_well(subject: &dyn Subject, bench: &Bench) -> Result<(), String>
     bench.controls.finish_all(Then::Resolve);
     settle().await;
     bench.given_back()?;
-    bench.passes(subject.dress(0, Req::default())).await
+    bench.passes(ordinary(subject)).await
 }
 
 async fn keeps_its_limit(subject: &dyn Subject, limit: Sharing) -> Result<(), String> {

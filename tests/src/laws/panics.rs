@@ -1,8 +1,7 @@
 use crate::{
     Subject,
-    bench::{Bench, Ran, call, run, settle},
+    bench::{Bench, Ran, call, ordinary, run, settle},
     subject::Panicking,
-    wire::Req,
 };
 
 use super::{each, some};
@@ -23,11 +22,11 @@ async fn poisons_nothing(subject: &dyn Subject, panicking: Panicking) -> Result<
         settle().await;
         bench.given_back()?;
     }
-    for (n, view) in [bench.clone_of_service(), bench.another_service()].iter().enumerate() {
-        match run(&mut call(view, subject.dress(n, Req::default()))).await {
+    for view in [bench.clone_of_service(), bench.another_service()] {
+        match run(&mut call(&view, ordinary(subject))).await {
             Ran::Done(Ok(_)) => {}
             ran => return Err(format!("an ordinary call after the panic: {ran}")),
         }
     }
-    bench.passes(subject.dress(2, Req::default())).await
+    bench.passes(ordinary(subject)).await
 }

@@ -306,6 +306,22 @@ async fn clients_that_go_decide_nothing() {
     front.stop().await;
 }
 
+/// Unless their patience says something about the model: it is up to who configures it.
+#[tokio::test]
+async fn clients_that_waited_for_long_are_counted_if_asked_for() {
+    let front = Front::start(&format!("failure_threshold = 1\nclient_gone_ms = 1_500\n{HOUR}")).await;
+    front.mock.script_for("other", Script::new().hang());
+    for (gone, wait, state) in [(1, 0, "closed"), (2, 1_600, "open")] {
+        let asking = front.asking(&GOOD.replace("chat", "other")).await;
+        within("the upstream to be asked", front.mock.until(|stats| stats.running == 1)).await;
+        tokio::time::sleep(Duration::from_millis(wait)).await;
+        drop(asking);
+        within("the client's going", front.mock.until(move |stats| stats.cancelled == gone)).await;
+        assert_eq!(front.told("other").await["state"], state);
+    }
+    front.stop().await;
+}
+
 /// Nor do clients that read so slowly that the time of their call is over while the upstream still sends.
 #[tokio::test]
 async fn clients_that_read_slowly_decide_nothing() {

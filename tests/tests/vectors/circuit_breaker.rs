@@ -263,10 +263,12 @@ impl Breaker {
             match call {
                 Ok(call) => {
                     admitted += 1;
+                    self.look()?;
                     self.end(step, call, outcome, dur);
                 }
                 Err(refused) => retry_after = told(refused),
             }
+            self.look()?;
         }
         Ok(json!({"admitted": admitted, "rejected": n - admitted, "retry_after": retry_after}))
     }
@@ -393,7 +395,11 @@ impl Adapter for Breaker {
                 let outcome: Outcome = step.args.need("outcome")?;
                 self.run(step, outcome, dur).await?
             }
-            "state" | "tick" => json!({}),
+            "state" | "tick" => {
+                // Whoever asks is told what time has brought about.
+                self.breaker()?.state();
+                json!({})
+            }
             "stats" => self.stats()?,
             "force_open" => {
                 self.breaker()?.force_open();

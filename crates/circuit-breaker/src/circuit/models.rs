@@ -8,7 +8,8 @@ use loom::{
 use super::*;
 use crate::{
     Permit,
-    permit::{Admitted, Armed},
+    permit::{Admitted, Armed, Call},
+    settings::Window,
     state::State,
 };
 use bartizan_core::{Class, RetryAfter};
@@ -82,7 +83,7 @@ fn a_generation_ends_once() {
         let passed = fail() + others.map(|other| other.join().unwrap()).iter().sum::<u64>();
         let (word, tallied) = (word(circuit), circuit.with(Instant::now(), Machine::counted).tallied);
         assert_eq!((word.state(), word.age(1)), (State::Open, 0));
-        assert_eq!((tallied.opens, tallied.late, tallied.refused), (1, passed - 1, 3 - passed));
+        assert_eq!((tallied.opens, tallied.late, circuit.refused()), (1, passed - 1, 3 - passed));
     });
 }
 
@@ -93,7 +94,7 @@ fn every_permit_is_settled_once() {
         let (circuit, then) = opened(Settings::consecutive(1).probes(3).successes(3));
         let [a, b, c] = [(); 3].map(|()| {
             let Ok(pass) = circuit.admit(|| then) else { panic!("there is room") };
-            Permit::from(Admitted { pass, started: Started::UNKNOWN, owner: None })
+            Permit::from(Admitted { call: Call { pass, started: Started::UNKNOWN }, owner: None })
         });
         let finishes = thread::spawn(move || a.settle(Class::Success));
         let panics = thread::spawn(move || {
@@ -142,6 +143,55 @@ fn a_success_that_writes_nothing_hides_no_failure() {
         assert_eq!(word(circuit).counts_successes(), run > 0);
         call(FAILED);
         assert_eq!(word(circuit).state() == State::Open, run == 1);
+    });
+}
+
+/// The same in a window that was full of successes, of which none is written.
+#[test]
+fn a_success_that_a_full_window_needs_not_hides_no_failure() {
+    loom::model(|| {
+        let circuit = circuit(Settings::window(Window::of_calls(2).failures(100)));
+        let call = move |outcome| {
+            let Ok(pass) = circuit.admit(Instant::now) else { panic!("one failure is not enough") };
+            pass.settle(outcome, Started::UNKNOWN, Instant::now);
+        };
+        call(Outcome::Success);
+        call(Outcome::Success);
+        assert!(!word(circuit).counts_successes());
+        let other = thread::spawn(move || call(Outcome::Success));
+        call(FAILED);
+        other.join().unwrap();
+        let counted = || circuit.with(Instant::now(), Machine::counted).counts;
+        assert!(word(circuit).counts_successes());
+        assert_eq!((counted().calls, counted().failures), (2, 1));
+        call(FAILED);
+        // It is open if the success came first; and if it came last it is not there any more.
+        let open = word(circuit).state() == State::Open;
+        assert_eq!(counted().failures, if open { 2 } else { 1 });
+    });
+}
+
+/// Who is refused without the lock is told the time of the period that the word is of: of a first one that is nearly over,
+/// or of a second one that begins meanwhile.
+#[test]
+fn a_refusal_tells_the_time_of_one_period() {
+    loom::model(|| {
+        let (circuit, then) = opened(Settings::consecutive(1));
+        let early = SECOND / 4;
+        let asks = thread::spawn(move || {
+            let refused = circuit.admit(|| then - early).err().expect("the probe is out, or it is open");
+            (RetryAfter::from(refused), word(circuit))
+        });
+        let Ok(probe) = circuit.admit(|| then) else { panic!("its time is over") };
+        probe.settle(FAILED, Started::UNKNOWN, || then);
+        match asks.join().unwrap() {
+            (RetryAfter::After(wait), _) if wait == early => {}
+            (RetryAfter::After(wait), word) if wait == early + SECOND => assert_eq!(word.age(3), 0),
+            // Who has the lock knows that it is later.
+            (RetryAfter::After(wait), _) if wait == SECOND => {}
+            (told, _) => assert_eq!(told, RetryAfter::Unknown),
+        }
+        assert_eq!(circuit.refused(), 1);
     });
 }
 

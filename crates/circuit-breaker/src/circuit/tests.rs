@@ -62,17 +62,44 @@ fn the_clock_is_read_when_something_depends_on_it() {
     }
 }
 
-#[test]
-fn no_lock_is_taken_while_nothing_is_counted() {
-    let breaker = CircuitBreaker::new(Settings::consecutive(1));
+/// Whether this call succeeds while somebody has the breaker's lock. One that waits for it would wait for ever.
+fn while_locked(breaker: &CircuitBreaker) -> bool {
     let locked = breaker.circuit.lock();
     let (tell, told) = mpsc::channel();
     let mut service = breaker.layer().layer(service_fn(inner));
     let caller = thread::spawn(move || {
         let _ = tell.send(call(&mut service, true).is_ok());
     });
-    // One that waits for the lock would wait for ever.
-    assert_eq!(told.recv_timeout(10 * SECOND), Ok(true));
+    let succeeds = told.recv_timeout(10 * SECOND);
     drop(locked);
     caller.join().expect("it does not panic");
+    succeeds.expect("it waits for no lock")
+}
+
+#[test]
+fn no_lock_is_taken_while_nothing_is_counted() {
+    assert!(while_locked(&CircuitBreaker::new(Settings::consecutive(1))));
+    // A window of calls that is full of successes stays as it is.
+    let window = Window::of_calls(9).min_calls(1).failures(100);
+    let breaker = CircuitBreaker::new(Settings::window(window).or_consecutive(9));
+    let mut service = breaker.layer().layer(service_fn(inner));
+    for _ in 0..2 {
+        assert!((0..9).all(|_| call(&mut service, true).is_ok()));
+        assert!(while_locked(&breaker));
+        assert!(call(&mut service, false).is_err());
+        assert_eq!((breaker.stats().calls, breaker.stats().failures), (9, 1), "the failure is seen");
+        assert!((0..8).all(|_| call(&mut service, true).is_ok()));
+        assert_eq!((breaker.stats().calls, breaker.stats().failures), (9, 1), "it is the last of nine");
+    }
+}
+
+/// A service that is down is asked by everybody who would have asked it.
+#[test]
+fn no_lock_is_taken_to_refuse() {
+    let breaker = CircuitBreaker::new(Settings::consecutive(1));
+    breaker.try_acquire().expect("it is closed").failure();
+    assert!(!while_locked(&breaker));
+    assert_eq!(breaker.stats().refused, 1);
+    breaker.reset();
+    assert_eq!((breaker.stats().refused, while_locked(&breaker)), (0, true));
 }

@@ -175,7 +175,6 @@ struct Model {
     run: u32,
     log: Vec<(bool, bool)>,
     opens: u64,
-    refused: u64,
     late: u64,
 }
 
@@ -221,7 +220,6 @@ impl Model {
             run: 0,
             log: Vec::new(),
             opens: 0,
-            refused: 0,
             late: 0,
         }
     }
@@ -273,14 +271,9 @@ impl Model {
                 self.probes += 1;
                 Ok(self.generation)
             }
-            state => {
-                self.refused += 1;
-                Err(match state {
-                    State::Open => RetryAfter::After(Duration::from_nanos(self.mark - self.now)),
-                    State::ForcedOpen => RetryAfter::Never,
-                    _ => RetryAfter::Unknown,
-                })
-            }
+            State::Open => Err(RetryAfter::After(Duration::from_nanos(self.mark - self.now))),
+            State::ForcedOpen => Err(RetryAfter::Never),
+            State::HalfOpen => Err(RetryAfter::Unknown),
         }
     }
 
@@ -315,14 +308,20 @@ impl Model {
         }
         self.run = if failed { self.run + 1 } else { 0 };
         self.log.push((failed, slow));
-        let last = &self.log[self.log.len().saturating_sub(SIZE)..];
-        let of = |pick: fn(&(bool, bool)) -> bool| last.iter().filter(|outcome| pick(outcome)).count();
-        let too_many = |n: usize| last.len() >= LEAST && n * 100 >= SHARE * last.len();
+        let Counts { calls, failures, slow } = self.counts();
+        let too_many = |n| calls >= LEAST as u64 && n * 100 >= SHARE as u64 * calls;
         let window = !self.settings.windows.is_empty()
-            && (too_many(of(|it| it.0)) || self.settings.slow().is_some() && too_many(of(|it| it.1)));
+            && (too_many(failures) || self.settings.slow().is_some() && too_many(slow));
         if window || self.settings.consecutive.is_some_and(|most| self.run >= most) {
             self.open(self.now, false);
         }
+    }
+
+    /// The last outcomes.
+    fn counts(&self) -> Counts {
+        let last = &self.log[self.log.len().saturating_sub(SIZE)..];
+        let of = |pick: fn(&(bool, bool)) -> bool| last.iter().filter(|outcome| pick(outcome)).count() as u64;
+        Counts { calls: of(|_| true), failures: of(|it| it.0), slow: of(|it| it.1) }
     }
 }
 
@@ -381,7 +380,8 @@ proptest! {
                     let (word, generation, began) = calls.swap_remove(which.index(calls.len()));
                     let took = Duration::from_nanos(now.saturating_sub(began));
                     // As the circuit does it.
-                    let is_done = outcome == Outcome::Success && machine.succeed(word);
+                    let nothing_to_write = word == machine.word() && !word.counts_successes();
+                    let is_done = outcome == Outcome::Success && (nothing_to_write || machine.succeed(word));
                     if !is_done {
                         machine.settle(word, outcome, took, now);
                     }
@@ -404,13 +404,16 @@ proptest! {
                 Op::Reset => {
                     machine.reset();
                     model.close();
-                    (model.opens, model.refused, model.late) = (0, 0, 0);
+                    (model.opens, model.late) = (0, 0);
                 }
             }
             let (word, tallied) = (machine.word(), machine.tallied);
             prop_assert_eq!((word.state(), machine.generation), (model.state, model.generation + 7));
             prop_assert_eq!((word.probes(), word.successes()), (model.probes, model.successes));
-            prop_assert_eq!((tallied.opens, tallied.refused, tallied.late), (model.opens, model.refused, model.late));
+            prop_assert_eq!((tallied.opens, tallied.late), (model.opens, model.late));
+            if model.state == State::Closed && !model.settings.windows.is_empty() {
+                prop_assert_eq!(machine.counted(model.now).counts, model.counts());
+            }
             prop_assert!(word.probes() <= probes && word.probes() + word.successes() <= successes.max(word.successes()));
         }
     }

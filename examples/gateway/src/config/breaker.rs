@@ -72,6 +72,16 @@ pub(super) const BREAKER: &[Key<CircuitBreaker>] = &[
         doc: "With fewer calls in the window their shares do not count.",
     },
     Key {
+        name: "client_gone_ms",
+        kind: Kind::IntegerOr(OFF, MILLISECONDS, |breaker, ms| {
+            breaker.client_gone = ms.map(Duration::from_millis);
+            Ok(())
+        }),
+        default: "\"off\"",
+        doc: "A client that goes away after so long or longer without an answer counts as a failure, so that a model is\n\
+              noticed that is slower than its clients wait. Off, clients that go decide nothing.",
+    },
+    Key {
         name: "open_ms",
         kind: Kind::Integer(MILLISECONDS, |breaker, ms| breaker.open = Duration::from_millis(ms)),
         default: "30_000",

@@ -1,0 +1,380 @@
+//! A body that many read while it runs.
+
+use std::{
+    collections::VecDeque,
+    mem,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use bartizan_core::{BoxError, Rejected, RejectionKind};
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+
+use super::Recording;
+use crate::{
+    NAME, SharedError, Ticket,
+    relay::{Place, Relay, Results},
+};
+
+/// A body, its frames so far, and who waits for the next one. It ends with the last who has it.
+pub(super) struct Reel {
+    relay: Relay<Source, Film>,
+}
+
+type Source = Pin<Box<dyn Body<Data = Bytes, Error = BoxError> + Send>>;
+
+/// What has come of a body so far.
+struct Film {
+    pieces: VecDeque<Piece>,
+    /// How many pieces were dropped because they were too many.
+    dropped: usize,
+    /// What the pieces weigh that are there, and how much they may.
+    weight: usize,
+    most: usize,
+    /// It was too long to be kept whole.
+    overflowed: bool,
+    /// The bytes of all pieces that ever came.
+    bytes: u64,
+    /// How many bytes are to come, where the head says so.
+    left: Option<u64>,
+    /// How many bytes are to come, as far as the body knows.
+    hint: SizeHint,
+    end: Option<End>,
+}
+
+#[derive(Clone)]
+enum Piece {
+    Data(Bytes),
+    Trailers(HeaderMap),
+}
+
+enum End {
+    Complete,
+    Failed(SharedError),
+    Panicked,
+}
+
+/// What weighs on memory beside its bytes: the piece in the queue and what counts the references to it.
+const PIECE: usize = 2 * size_of::<Piece>();
+
+/// What a body gave, and what it said of itself then.
+struct Step {
+    frame: Option<Result<Frame<Bytes>, BoxError>>,
+    is_end: bool,
+    hint: SizeHint,
+}
+
+impl Results for Film {
+    type Item = Step;
+
+    fn add(&mut self, Step { frame, is_end, hint }: Step) -> bool {
+        self.hint = hint;
+        let piece = match frame {
+            None if self.left.is_some_and(|left| left > 0) => {
+                let error = "the body ended before all the bytes were there that its head had promised";
+                self.end = Some(End::Failed(SharedError::new(error.into())));
+                return false;
+            }
+            None => {
+                self.end = Some(End::Complete);
+                return false;
+            }
+            Some(Err(error)) => {
+                self.end = Some(End::Failed(SharedError::new(error)));
+                return false;
+            }
+            Some(Ok(frame)) => match frame.into_data().map_err(Frame::into_trailers) {
+                Ok(data) => Piece::Data(data),
+                Err(Ok(trailers)) => Piece::Trailers(trailers),
+                // There is no third kind; should there be one, it is not known how to share it.
+                Err(Err(_)) => return true,
+            },
+        };
+        self.push(piece);
+        // Whoever serves it does not ask for more then.
+        if is_end || self.left == Some(0) {
+            self.end = Some(End::Complete);
+        }
+        self.end.is_none()
+    }
+
+    fn panicked(&mut self) {
+        self.end = Some(End::Panicked);
+    }
+}
+
+impl Film {
+    fn push(&mut self, piece: Piece) {
+        let bytes = piece.bytes();
+        self.bytes += bytes as u64;
+        self.left = self.left.map(|left| left.saturating_sub(bytes as u64));
+        self.weight += piece.weight();
+        self.pieces.push_back(piece);
+        self.overflowed |= self.weight > self.most;
+        while self.weight > self.most && self.pieces.len() > 1 {
+            let piece = self.pieces.pop_front().expect("there is more than one");
+            self.weight -= piece.weight();
+            self.dropped += 1;
+        }
+    }
+
+    /// What a reader gets who has got `at` pieces; `None` if he has to wait.
+    fn take(&self, at: usize) -> Option<Taken> {
+        let Some(index) = at.checked_sub(self.dropped) else { return Some(Taken::Lagged) };
+        if let Some(piece) = self.pieces.get(index) {
+            let is_last = matches!(self.end, Some(End::Complete)) && index + 1 == self.pieces.len();
+            let size = (is_last && !self.overflowed).then_some(self.weight);
+            return Some(Taken::Piece { piece: piece.clone(), is_last, size, overflowed: self.overflowed });
+        }
+        match self.end.as_ref()? {
+            End::Complete => Some(Taken::End { size: (!self.overflowed).then_some(self.weight) }),
+            End::Failed(error) => Some(Taken::Failed(error.clone())),
+            End::Panicked => Some(Taken::Panicked),
+        }
+    }
+}
+
+/// What a reader finds.
+enum Taken {
+    /// `size` is what to keep of all of it, if this was the last and all is there.
+    Piece {
+        piece: Piece,
+        is_last: bool,
+        size: Option<usize>,
+        overflowed: bool,
+    },
+    End {
+        size: Option<usize>,
+    },
+    Failed(SharedError),
+    Panicked,
+    Lagged,
+}
+
+impl Piece {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Data(data) => data.len(),
+            Self::Trailers(_) => 0,
+        }
+    }
+
+    fn weight(&self) -> usize {
+        PIECE
+            + match self {
+                Self::Data(data) => data.len(),
+                Self::Trailers(trailers) => {
+                    trailers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum()
+                }
+            }
+    }
+
+    fn into_frame(self) -> Frame<Bytes> {
+        match self {
+            Self::Data(data) => Frame::data(data),
+            Self::Trailers(trailers) => Frame::trailers(trailers),
+        }
+    }
+}
+
+impl Reel {
+    /// Of `most` bytes at the most. `length` is how many bytes the head promises.
+    pub(super) fn new<B>(body: B, length: Option<u64>, most: usize) -> Self
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let end = (body.is_end_stream() || length == Some(0)).then_some(End::Complete);
+        let is_over = end.is_some();
+        let film = Film {
+            pieces: VecDeque::new(),
+            dropped: 0,
+            weight: 0,
+            most,
+            overflowed: false,
+            bytes: 0,
+            left: length,
+            hint: if is_over { SizeHint::with_exact(0) } else { body.size_hint() },
+            end,
+        };
+        let relay = Relay::new(film);
+        if !is_over {
+            relay.start(|| Box::pin(Boxed { body }) as Source);
+        }
+        Self { relay }
+    }
+
+    /// What it weighs, if all of it is there.
+    pub(super) fn complete(&self) -> Option<usize> {
+        self.relay
+            .look(|film| (matches!(film.end, Some(End::Complete)) && !film.overflowed).then_some(film.weight))
+    }
+
+    /// The data that is there.
+    pub(super) fn data(&self) -> Vec<Bytes> {
+        let data = |piece: &Piece| match piece {
+            Piece::Data(data) => Some(data.clone()),
+            Piece::Trailers(_) => None,
+        };
+        self.relay.look(|film| film.pieces.iter().filter_map(data).collect())
+    }
+}
+
+/// Someone who reads a [`Reel`] from its beginning.
+pub(super) struct Reader {
+    reel: Arc<Reel>,
+    place: Place,
+    /// How many pieces it has got, and the bytes of those.
+    at: usize,
+    bytes: u64,
+    /// Until all is read, or nothing more can be.
+    ticket: Option<Ticket<Recording>>,
+    /// Nothing more is to be read, whatever is there.
+    is_over: bool,
+}
+
+impl Reader {
+    pub(super) fn new(reel: Arc<Reel>, ticket: Ticket<Recording>) -> Self {
+        Self { reel, place: Place::default(), at: 0, bytes: 0, ticket: Some(ticket), is_over: false }
+    }
+
+    pub(super) fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if self.is_over {
+            return Poll::Ready(None);
+        }
+        let Self { reel, place, at, ticket, .. } = self;
+        let taken = ready!(reel.relay.poll(
+            place,
+            cx,
+            |film| film.take(*at),
+            |source, cx| {
+                let detaches = Detaches(ticket.as_ref());
+                let step = source.as_mut().poll_frame(cx).map(|frame| Step {
+                    frame,
+                    is_end: source.is_end_stream(),
+                    hint: source.size_hint(),
+                });
+                mem::forget(detaches);
+                step
+            },
+        ));
+        Poll::Ready(match taken {
+            Taken::Piece { piece, is_last, size, overflowed } => {
+                self.at += 1;
+                self.bytes += piece.bytes() as u64;
+                if overflowed {
+                    self.detach();
+                } else if is_last {
+                    self.complete(size);
+                }
+                Some(Ok(piece.into_frame()))
+            }
+            Taken::End { size } => {
+                self.is_over = true;
+                self.complete(size);
+                None
+            }
+            Taken::Failed(error) => self.fail(error.into()),
+            Taken::Panicked => self.fail(Rejected::new(RejectionKind::Panicked, NAME).into()),
+            Taken::Lagged => self.fail(Rejected::new(RejectionKind::Lagged, NAME).into()),
+        })
+    }
+
+    pub(super) fn is_end_stream(&self) -> bool {
+        self.is_over
+            || self.reel.relay.look(|film| {
+                matches!(film.end, Some(End::Complete)) && self.at == film.dropped + film.pieces.len()
+            })
+    }
+
+    pub(super) fn size_hint(&self) -> SizeHint {
+        if self.is_over {
+            return SizeHint::with_exact(0);
+        }
+        self.reel.relay.look(|film| {
+            let here = film.bytes.saturating_sub(self.bytes);
+            if film.end.is_some() {
+                return SizeHint::with_exact(here);
+            }
+            let mut hint = SizeHint::new();
+            if let Some(upper) = film.hint.upper() {
+                hint.set_upper(here.saturating_add(upper));
+            }
+            hint.set_lower(here.saturating_add(film.hint.lower()));
+            hint
+        })
+    }
+
+    fn complete(&mut self, size: Option<usize>) {
+        if let (Some(ticket), Some(size)) = (self.ticket.take(), size) {
+            ticket.complete(size);
+        }
+    }
+
+    fn detach(&mut self) {
+        if let Some(ticket) = self.ticket.take() {
+            ticket.detach();
+        }
+    }
+
+    fn fail(&mut self, error: BoxError) -> Option<Result<Frame<Bytes>, BoxError>> {
+        self.is_over = true;
+        self.detach();
+        Some(Err(error))
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.reel.relay.leave(&mut self.place);
+    }
+}
+
+/// Nobody joins a body that panicked.
+struct Detaches<'a>(Option<&'a Ticket<Recording>>);
+
+impl Drop for Detaches<'_> {
+    fn drop(&mut self) {
+        if let Some(ticket) = self.0 {
+            ticket.detach();
+        }
+    }
+}
+
+pin_project_lite::pin_project! {
+    /// A body whose error is boxed.
+    struct Boxed<B> {
+        #[pin]
+        body: B,
+    }
+}
+
+impl<B> Body for Boxed<B>
+where
+    B: Body,
+    B::Error: Into<BoxError>,
+{
+    type Data = B::Data;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        self.project().body.poll_frame(cx).map_err(Into::into)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

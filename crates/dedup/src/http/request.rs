@@ -1,0 +1,179 @@
+use std::{cell::Cell, fmt};
+
+use http::{
+    HeaderMap, HeaderName, Request,
+    header::{
+        CONTENT_ENCODING, CONTENT_TYPE, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE,
+        IF_UNMODIFIED_SINCE, RANGE,
+    },
+};
+
+use super::{
+    cache_control::CacheControl,
+    canonical::{self, Scratch},
+    key::{Key, KeyBuilder},
+};
+use crate::Identity;
+
+/// What an HTTP request is known by: scope, method, URI, chosen headers and body.
+///
+/// JSON bodies are the same if they say the same: the order of an object's members, white space and escapes do not matter;
+/// every field does, unless it is listed. Numbers are the same if they are written the same.
+///
+/// ```
+/// use bartizan_dedup::RequestKey;
+/// use bytes::Bytes;
+/// use http::Request;
+///
+/// let key = RequestKey::scoped_by(|request: &Request<Bytes>| request.headers().get("x-tenant")?.to_str().ok())
+///     .leave_out(["user"]);
+/// let of = |tenant: &str, body: &'static str| {
+///     let request = Request::post("/v1/chat/completions")
+///         .header("content-type", "application/json")
+///         .header("x-tenant", tenant)
+///         .body(Bytes::from_static(body.as_bytes()));
+///     key.of(&request.unwrap())
+/// };
+/// let asked = of("acme", r#"{"model": "m", "n": 1, "user": "a"}"#);
+/// assert!(asked.is_some());
+/// assert_eq!(asked, of("acme", r#"{"n":1,"model":"m","user":"b"}"#));
+/// assert_ne!(asked, of("acme", r#"{"n":2,"model":"m"}"#), "every field counts");
+/// assert_ne!(asked, of("umbrella", r#"{"model": "m", "n": 1, "user": "a"}"#), "and so does who asks");
+/// assert_eq!(of("acme", "{"), None, "what cannot be read is shared with nobody");
+/// ```
+///
+/// The method counts and none is left out: what must not be made once for many must have no key.
+pub struct RequestKey<F> {
+    scope: F,
+    headers: Vec<HeaderName>,
+    left_out: Vec<Vec<u8>>,
+    max_body: usize,
+}
+
+impl<F> RequestKey<F> {
+    /// `scope` says who may see the answer: the tenant, as a rule. A request for which it says `None` has no key.
+    pub const fn scoped_by<B>(scope: F) -> Self
+    where
+        F: Fn(&Request<B>) -> Option<&str>,
+    {
+        Self { scope, headers: Vec::new(), left_out: Vec::new(), max_body: 1 << 20 }
+    }
+
+    /// A header on which the answer depends. None counts by default.
+    #[must_use]
+    pub fn header(mut self, name: HeaderName) -> Self {
+        self.headers.push(name);
+        self
+    }
+
+    /// Members of a JSON body, at its top, on which the answer does not depend.
+    #[must_use]
+    pub fn leave_out<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
+        self.left_out.extend(names.into_iter().map(|name| canonical::string(&name.into())));
+        self
+    }
+
+    /// Requests with a longer body have no key. In bytes; 1 MiB by default.
+    #[must_use]
+    pub const fn max_body(mut self, bytes: usize) -> Self {
+        self.max_body = bytes;
+        self
+    }
+
+    /// What this request is known by.
+    ///
+    /// `None`, so that it is made by itself, if it has no scope, says `Cache-Control: no-store`, asks for a part (`Range`)
+    /// or sets a condition (`If-Match` and its like), or if its body is too long, is JSON that cannot be read or is
+    /// nested more than 128 deep. One that says `no-cache` or `max-age=0` is not answered with what was kept.
+    pub fn of<B>(&self, request: &Request<B>) -> Option<Identity<Key>>
+    where
+        F: Fn(&Request<B>) -> Option<&str>,
+        B: AsRef<[u8]>,
+    {
+        let headers = request.headers();
+        let control = CacheControl::of(headers);
+        let body = request.body().as_ref();
+        let conditional = CONDITIONS.iter().any(|name| headers.contains_key(name));
+        if control.no_store || conditional || body.len() > self.max_body {
+            return None;
+        }
+        let uri = request.uri();
+        let mut key = Key::scope((self.scope)(request)?)
+            .part(request.method().as_str())
+            .part(uri.scheme_str().unwrap_or_default())
+            .part(uri.authority().map_or("", |authority| authority.as_str()))
+            .part(uri.path())
+            // A query that is empty is another one than none.
+            .part(if uri.query().is_some() { "?" } else { "" })
+            .part(uri.query().unwrap_or_default());
+        for name in &self.headers {
+            let values = headers.get_all(name);
+            key = key.part(name).part(values.iter().count().to_le_bytes());
+            key = values.iter().fold(key, KeyBuilder::part);
+        }
+        let key = self.body(key, headers, body)?.finish();
+        let identity = Identity::new(key);
+        let no_cache = control.no_cache || control.max_age.is_some_and(|most| most.is_zero());
+        Some(if no_cache { identity.no_cache() } else { identity })
+    }
+
+    fn body(&self, key: KeyBuilder, headers: &HeaderMap, body: &[u8]) -> Option<KeyBuilder> {
+        if body.is_empty() || !is_json(headers) {
+            // What the bytes mean depends on these.
+            let meaning = |name| headers.get(name).map_or(&b""[..], |value| value.as_bytes());
+            return Some(
+                key.part("bytes").part(meaning(CONTENT_TYPE)).part(meaning(CONTENT_ENCODING)).part(body),
+            );
+        }
+        SCRATCH.with(|kept| {
+            let mut scratch = kept.take();
+            let json = canonical::of(body, &self.left_out, &mut scratch);
+            let key = json.map(|json| key.part("json").part(json));
+            if scratch.weight() <= MOST_SCRATCH {
+                kept.set(scratch);
+            }
+            key
+        })
+    }
+}
+
+thread_local! {
+    /// Room to work in, so that nothing is allocated for most requests.
+    static SCRATCH: Cell<Scratch> = const { Cell::new(Scratch::new()) };
+}
+
+/// What a thread keeps at most, in bytes.
+const MOST_SCRATCH: usize = 256 << 10;
+
+const CONDITIONS: [HeaderName; 6] =
+    [RANGE, IF_RANGE, IF_MATCH, IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_UNMODIFIED_SINCE];
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let kind = || headers.get(CONTENT_TYPE)?.to_str().ok()?.split(';').next();
+    let Some(kind) = kind() else { return false };
+    let kind = kind.trim().as_bytes();
+    let ends =
+        |with: &[u8]| kind.len() >= with.len() && kind[kind.len() - with.len()..].eq_ignore_ascii_case(with);
+    !headers.contains_key(CONTENT_ENCODING) && (ends(b"/json") || ends(b"+json"))
+}
+
+impl<F: Clone> Clone for RequestKey<F> {
+    fn clone(&self) -> Self {
+        let Self { scope, headers, left_out, max_body } = self;
+        Self {
+            scope: scope.clone(),
+            headers: headers.clone(),
+            left_out: left_out.clone(),
+            max_body: *max_body,
+        }
+    }
+}
+
+impl<F> fmt::Debug for RequestKey<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RequestKey")
+            .field("headers", &self.headers)
+            .field("max_body", &self.max_body)
+            .finish_non_exhaustive()
+    }
+}

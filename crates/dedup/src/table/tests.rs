@@ -1,0 +1,198 @@
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+fn table(entries: usize, bytes: u64) -> Arc<Table<u64, usize>> {
+    Arc::new(Table::new(Replay::ttl(MINUTE).max_entries(entries).max_bytes(bytes)))
+}
+
+fn terms() -> Terms {
+    Terms { ttl: MINUTE, ..Terms::default() }
+}
+
+/// Asks, and lands the call if there is none yet.
+fn put(table: &Arc<Table<u64, usize>>, key: u64, size: usize) {
+    if let Found::Leads(flight) = table.find(Identity::new(key)) {
+        table.land(&flight, Ok(Arc::new(size)), size, terms());
+    }
+}
+
+#[test]
+fn as_many_entries_fit_as_there_may_be() {
+    for entries in [1, 2, 3, 10, 63, 64, 100] {
+        let table = table(entries, 1 << 20);
+        (0..10 * entries as u64).for_each(|key| put(&table, key, 1));
+        assert_eq!(table.stats().entries, entries);
+    }
+    // Parts that are not all as full as each other leave some room.
+    let table = table(10_000, 64 << 20);
+    (0..50_000).for_each(|key| put(&table, key, 1));
+    let kept = table.stats().entries;
+    assert!((9_000..=10_000).contains(&kept), "{kept} are kept");
+}
+
+#[test]
+fn what_is_too_large_is_not_kept_and_drives_nothing_out() {
+    let table = table(10, 1_000);
+    put(&table, 1, 100);
+    put(&table, 2, 1_001);
+    let stats = table.stats();
+    assert_eq!((stats.entries, stats.bytes), (1, 100));
+}
+
+/// Values are dropped where they may take the lock.
+#[test]
+fn nothing_is_dropped_under_a_lock() {
+    struct Nosy(Option<Arc<Table<u64, Self>>>);
+
+    impl Drop for Nosy {
+        fn drop(&mut self) {
+            if let Some(table) = self.0.take() {
+                table.stats();
+                table.leave(&Flight::new(Weak::new(), Hashed::new(&table.hasher, 1)), false);
+            }
+        }
+    }
+
+    let table: Arc<Table<u64, Nosy>> = Arc::new(Table::new(Replay::ttl(MINUTE).max_entries(1)));
+    let put = |key| {
+        let Found::Leads(flight) = table.find(Identity::new(key).no_cache()) else { panic!("nobody asks") };
+        table.land(&flight, Ok(Arc::new(Nosy(Some(table.clone())))), 1, terms());
+    };
+    put(1);
+    put(1); // in its place
+    put(2); // it is evicted
+    table.invalidate(&2);
+    put(3);
+    table.clear();
+    put(4);
+    let Found::Leads(flight) = table.find(Identity::new(4).no_cache()) else { panic!("nobody asks") };
+    table.leave(&flight, true);
+    assert_eq!(table.stats().entries, 0);
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Ask { key: u64, fingerprint: Option<u8>, no_cache: bool },
+    Land { nth: usize, size: usize },
+    Leave { nth: usize, supersedes: bool },
+    Drop { nth: usize },
+    Invalidate { key: u64 },
+    Clear,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let key = || 0..3_u64;
+    let nth = || any::<prop::sample::Index>().prop_map(|index| index.index(1 << 16));
+    prop_oneof![
+        6 => (key(), prop::option::of(0..2_u8), prop::bool::weighted(0.2))
+            .prop_map(|(key, fingerprint, no_cache)| Op::Ask { key, fingerprint, no_cache }),
+        3 => (nth(), 0..9_usize).prop_map(|(nth, size)| Op::Land { nth, size }),
+        1 => (nth(), any::<bool>()).prop_map(|(nth, supersedes)| Op::Leave { nth, supersedes }),
+        1 => nth().prop_map(|nth| Op::Drop { nth }),
+        1 => key().prop_map(|key| Op::Invalidate { key }),
+        1 => Just(Op::Clear),
+    ]
+}
+
+/// A call, in the model: its key and fingerprint.
+type Known = (u64, Option<u8>);
+
+/// Which one it was.
+type Begun = (usize, Known, Arc<Flight<u64, usize>>);
+
+proptest! {
+    /// Against two maps that say it as it is meant: what is aloft under a key, and what is kept.
+    #[test]
+    fn it_does_what_two_maps_do(ops in prop::collection::vec(op(), 0..60)) {
+        let table = table(100, 1 << 20);
+        let mut aloft: HashMap<u64, (usize, Option<u8>)> = HashMap::new();
+        let mut kept: HashMap<u64, (usize, Option<u8>)> = HashMap::new();
+        let mut flights: Vec<Begun> = Vec::new();
+        let mut begun = 0;
+        for op in ops {
+            match op {
+                Op::Ask { key, fingerprint, no_cache } => {
+                    let identity = Identity { key, fingerprint: fingerprint.map(|byte| [byte; 32]), no_cache };
+                    let found = table.find(identity);
+                    let conflicts = |known: &(usize, Option<u8>)| known.1 != fingerprint;
+                    let (kept, known) = (kept.get(&key), aloft.get(&key));
+                    if kept.is_some_and(conflicts) {
+                        prop_assert!(matches!(found, Found::Conflict));
+                    } else if let (Some((size, _)), false) = (kept, no_cache) {
+                        let Found::Kept(Ok(tape), Served::Hit { .. }) = found else { panic!("it is kept") };
+                        prop_assert_eq!(*tape, *size);
+                    } else if known.is_some_and(conflicts) {
+                        prop_assert!(matches!(found, Found::Conflict));
+                    } else if let Some((n, _)) = known {
+                        let Found::Joined(flight) = found else { panic!("it is aloft") };
+                        prop_assert!(flights.iter().any(|(m, _, known)| m == n && Arc::ptr_eq(known, &flight)));
+                    } else {
+                        let Found::Leads(flight) = found else { panic!("it is not known") };
+                        aloft.insert(key, (begun, fingerprint));
+                        flights.push((begun, (key, fingerprint), flight));
+                        begun += 1;
+                    }
+                }
+                Op::Land { nth, size } if !flights.is_empty() => {
+                    let (n, (key, fingerprint), flight) = &flights[nth % flights.len()];
+                    table.land(flight, Ok(Arc::new(size)), size, terms());
+                    if aloft.get(key).is_some_and(|(m, _)| m == n) {
+                        aloft.remove(key);
+                        kept.insert(*key, (size, *fingerprint));
+                    }
+                }
+                Op::Leave { nth, supersedes } if !flights.is_empty() => {
+                    let (n, (key, _), flight) = &flights[nth % flights.len()];
+                    table.leave(flight, supersedes);
+                    if aloft.get(key).is_some_and(|(m, _)| m == n) {
+                        aloft.remove(key);
+                        if supersedes {
+                            kept.remove(key);
+                        }
+                    }
+                }
+                Op::Drop { nth } if !flights.is_empty() => {
+                    let nth = nth % flights.len();
+                    let (n, (key, _), flight) = flights.swap_remove(nth);
+                    drop(flight);
+                    if aloft.get(&key).is_some_and(|(m, _)| *m == n) {
+                        aloft.remove(&key);
+                    }
+                }
+                Op::Invalidate { key } => {
+                    table.invalidate(&key);
+                    aloft.remove(&key);
+                    kept.remove(&key);
+                }
+                Op::Clear => {
+                    table.clear();
+                    aloft.clear();
+                    kept.clear();
+                }
+                Op::Land { .. } | Op::Leave { .. } | Op::Drop { .. } => {}
+            }
+            let stats = table.stats();
+            let bytes = kept.values().map(|(size, _)| *size as u64).sum::<u64>();
+            prop_assert_eq!((stats.in_flight, stats.entries, stats.bytes), (aloft.len(), kept.len(), bytes));
+        }
+    }
+
+    #[test]
+    fn neither_bound_is_ever_passed(
+        entries in 1..300_usize,
+        bytes in 1..10_000_u64,
+        sizes in prop::collection::vec(0..2_000_usize, 0..300),
+    ) {
+        let table = table(entries, bytes);
+        for (key, size) in sizes.into_iter().enumerate() {
+            put(&table, key as u64, size);
+            let stats = table.stats();
+            prop_assert!(stats.entries <= entries && stats.bytes <= bytes, "{:?}", stats);
+        }
+    }
+}
