@@ -44,7 +44,11 @@ pub(crate) async fn shares(sharing: &Sharing) -> Result<(), String> {
     let handlers = Arc::new(Handlers::new(sharing.then));
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.map_err(|error| error.to_string())?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
-    let router = router(&sharing.handle, &handlers);
+    let mut router = router(&sharing.handle, &handlers);
+    if sharing.across == Across::Clones {
+        // Or else axum makes the layer's service anew for every connection.
+        router = router.with_state(());
+    }
     let mut tasks = JoinSet::new();
     tasks.spawn(async move { axum::serve(listener, router).await.map_err(|error| error.to_string()) });
 

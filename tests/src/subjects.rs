@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::Subject;
 
+mod batch;
 mod circuit_breaker;
 mod dedup;
 mod fallback;
@@ -23,6 +24,7 @@ pub fn subjects() -> Vec<Arc<dyn Subject>> {
         Arc::new(circuit_breaker::Refusing),
         Arc::new(circuit_breaker::Keyed),
         Arc::new(circuit_breaker::Waiting),
+        Arc::new(batch::Batching),
         Arc::new(dedup::Keeping),
         Arc::new(dedup::Joining),
         Arc::new(fallback::Targets),

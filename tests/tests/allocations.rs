@@ -129,3 +129,42 @@ fn of_a_call(answer: &'static str) -> u64 {
     assert!(response.is_ok());
     counted.allocated - of_the_upstream.allocated
 }
+
+/// A batch, however large, takes the list of its items, that of their seats, and what its members share. Its list of
+/// results is the service's below, which makes it in place here. Items take nothing.
+#[test]
+fn a_batch_allocates_and_its_items_do_not() {
+    use bartizan_batch::{Batch, Settings};
+
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let _entered = runtime.enter();
+    for size in [10, 100, 1000] {
+        let hour = std::time::Duration::from_secs(3600);
+        for linger in [std::time::Duration::ZERO, hour] {
+            let below = service_fn(|items: Vec<u64>| {
+                std::future::ready(Ok::<_, Infallible>(
+                    items.into_iter().map(Ok::<u64, Infallible>).collect(),
+                ))
+            });
+            let batch = Batch::new(Settings::max_size(size).linger(linger));
+            let (mut service, worker) = batch.layer().pair(below);
+            let mut worker = pin!(worker);
+            let mut cx = Context::from_waker(std::task::Waker::noop());
+            let mut calls = Vec::with_capacity(size);
+            let mut run = || {
+                assert!(worker.as_mut().poll(&mut cx).is_pending());
+                for n in 0..size {
+                    assert!(service.poll_ready(&mut cx).is_ready());
+                    calls.push(service.call(n as u64));
+                    assert!(pin!(calls.last_mut().unwrap()).poll(&mut cx).is_pending());
+                }
+                assert!(worker.as_mut().poll(&mut cx).is_pending());
+                assert!(calls.drain(..).all(|call| pin!(call).poll(&mut cx).is_ready()));
+            };
+            // What is there once is not counted: the seat of the future below, its waker, the timer.
+            run();
+            let ((), counted) = allocations(run);
+            assert_eq!((counted.allocated, counted.live), (3, 0), "batches of {size}, {linger:?}");
+        }
+    }
+}

@@ -3,8 +3,9 @@
 use std::{collections::BTreeSet, process::Command};
 
 /// Crates in all, the crate itself and `bartizan-core` included; procedural macros, which run at build time, are not.
-const BUDGET: [(&str, usize); 7] = [
+const BUDGET: [(&str, usize); 8] = [
     ("bartizan-core", 4),
+    ("bartizan-batch", 6),
     ("bartizan-circuit-breaker", 6),
     ("bartizan-dedup", 9),
     ("bartizan-fallback", 6),

@@ -6,6 +6,8 @@ use bartizan_tests::vectors::{self, Adapter, Answer, Case, Fields, Step, Unit};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
+#[path = "vectors/batch.rs"]
+mod batch;
 #[path = "vectors/circuit_breaker.rs"]
 mod circuit_breaker;
 #[path = "vectors/dedup.rs"]
@@ -16,6 +18,11 @@ mod fallback;
 mod health;
 #[path = "vectors/rate_limit.rs"]
 mod rate_limit;
+
+#[test]
+fn batch() {
+    vectors::run::<batch::Batching>("batch");
+}
 
 #[test]
 fn circuit_breaker() {

@@ -27,8 +27,15 @@ use crate::{
     service::{Upstream, clean_response, of_transport},
 };
 
-const CONTENT_DIGEST: HeaderName = HeaderName::from_static("content-digest");
-const REPR_DIGEST: HeaderName = HeaderName::from_static("repr-digest");
+/// What headers say of the bytes of a body, and of none that take their place.
+pub(crate) const OF_THE_BYTES: [HeaderName; 6] = [
+    CONTENT_ENCODING,
+    CONTENT_LANGUAGE,
+    ETAG,
+    LAST_MODIFIED,
+    HeaderName::from_static("content-digest"),
+    HeaderName::from_static("repr-digest"),
+];
 
 /// The longest error response that is read, in bytes.
 const MAX_ERROR: u64 = 64 * 1024;
@@ -244,9 +251,7 @@ impl Reading {
         } else {
             let (told, _) = error.to_response().into_parts();
             self.head.status = told.status;
-            // What was said of the bytes that are gone.
-            for name in [CONTENT_ENCODING, CONTENT_LANGUAGE, ETAG, LAST_MODIFIED, CONTENT_DIGEST, REPR_DIGEST]
-            {
+            for name in OF_THE_BYTES {
                 self.head.headers.remove(name);
             }
             for (name, value) in &told.headers {

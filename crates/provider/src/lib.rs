@@ -6,6 +6,7 @@ mod body;
 mod class;
 #[cfg(feature = "client")]
 mod client;
+mod embeddings;
 mod error;
 mod error_events;
 mod events;
@@ -25,6 +26,7 @@ pub use body::ResponseBody;
 pub use class::Class;
 #[cfg(feature = "client")]
 pub use client::{DrivenBody, Exchange, HttpTransport};
+pub use embeddings::{Embedding, EmbeddingBatches, EmbeddingBatchesFuture};
 pub use error::{Error, openai_error, redact};
 pub use error_events::{ErrorEvents, ErrorEventsBody, ErrorEventsFuture, ErrorEventsLayer};
 pub use facts::{Facts, Operation, Tenant};

@@ -128,6 +128,8 @@ impl Account<'_> {
 
     /// Looks after a waiter: what has become of it, or when it has to look again.
     pub(crate) fn attend(&mut self, now: u64, place: &Arc<Place>, waker: &Waker) -> Result<Fate, u64> {
+        // Whoever looks need not be woken to look: that would be one poll too many, if the service below is not ready.
+        self.queue.hush(place);
         self.advance(now);
         if self.queue.has_turn(place) {
             return Ok(Fate::Turn);

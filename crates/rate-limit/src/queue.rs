@@ -274,6 +274,13 @@ impl Queue {
         self.tail = None;
     }
 
+    /// A waiter looks by itself now: it is not woken before it sleeps again.
+    pub(crate) fn hush(&mut self, place: &Arc<Place>) {
+        if let Some(index) = self.index(place) {
+            self.waiters[index].waker = None;
+        }
+    }
+
     /// When a waiter has to look again, and by which waker it is told to look before. `None` if it does not wait.
     pub(crate) fn sleep(
         &mut self,

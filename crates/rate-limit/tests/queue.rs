@@ -366,3 +366,19 @@ async fn backpressure_is_first_come_first_served() {
     assert_eq!(two.await.unwrap().unwrap() - begin, 2 * SECOND);
     assert_eq!(limiter.stats().queued, 0);
 }
+
+/// Above a service that is not done at once, whoever takes his turn is not woken to look whether it came.
+#[tokio::test(start_paused = true)]
+async fn nobody_wakes_himself_when_his_turn_has_come() {
+    let limiter = RateLimiter::new(Quota::one_every(SECOND));
+    let hangs = service_fn(|()| std::future::pending::<Result<(), BoxError>>());
+    limiter.try_acquire(&(), 1).unwrap();
+    let mut queued = tokio_test::task::spawn(limiter.layer().queue(1, SECOND).layer(hangs).oneshot(()));
+    assert!(queued.poll().is_pending());
+    advance(SECOND).await;
+    sleep(Duration::ZERO).await;
+    assert!(queued.is_woken());
+    assert!(queued.poll().is_pending());
+    assert_eq!(limiter.stats().admitted, 2);
+    assert!(!queued.is_woken());
+}

@@ -36,6 +36,7 @@ use tower::{Layer, Service, ServiceBuilder, ServiceExt, filter::FilterLayer, uti
 
 use crate::{
     access::Access,
+    batches::Batches,
     circuit_breakers::CircuitBreakers,
     config::{Config, Model, Upstream},
     dedup::Dedup,
@@ -63,6 +64,8 @@ pub struct App {
     dedup: Option<Arc<Dedup>>,
     upstreams: Arc<Upstreams>,
     metrics: Arc<Metrics>,
+    /// `None` if embedding requests are not sent together.
+    batches: Option<Arc<Batches>>,
     draining: Arc<AtomicBool>,
 }
 
@@ -92,6 +95,7 @@ impl App {
             dedup: Dedup::new(&config),
             upstreams: Arc::new(Upstreams::new(&config)),
             metrics: Arc::new(Metrics::new()),
+            batches: Batches::new(&config),
             config: Arc::new(config),
             mock,
             draining: Arc::default(),
@@ -134,17 +138,31 @@ impl App {
     ///
     /// # Panics
     ///
-    /// If the configuration has an upstream URL that no provider takes; one that was loaded has none.
+    /// If the configuration has an upstream URL that no provider takes; one that was loaded has none. Outside of a tokio
+    /// runtime, if embedding requests are sent together.
     pub fn service(&self) -> Router {
-        let config = &self.config;
         let transport = HttpTransport::new();
-        let upstream = |model: &Model| {
+        let watched = |model: &Model| {
             let provider = self.upstreams.around(&model.name, self.provider(model, transport.clone()));
-            let provider = self.fallbacks.begun(model).layer(provider);
-            let watched = self.circuit_breakers.around(&model.name, provider);
-            (model.name.clone(), self.fallbacks.target(model, watched))
+            self.circuit_breakers.around(&model.name, self.fallbacks.begun(model).layer(provider))
         };
-        let targets: HashMap<_, _> = config.models.iter().map(upstream).collect();
+        match &self.batches {
+            Some(batches) => self.asking(|model| batches.around(&model.name, watched(model))),
+            None => self.asking(watched),
+        }
+    }
+
+    /// All paths, with an upstream for each model.
+    fn asking<S, B>(&self, upstream: impl Fn(&Model) -> S) -> Router
+    where
+        S: Service<Request<Bytes>, Response = Response<B>, Error = BoxError> + Clone + Send + Sync + 'static,
+        S::Future: Send,
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let config = &self.config;
+        let target = |model: &Model| (model.name.clone(), self.fallbacks.target(model, upstream(model)));
+        let targets: HashMap<_, _> = config.models.iter().map(target).collect();
         let asked = |name: &String| (name.clone(), self.fallbacks.around(name, &targets));
         let models = Models {
             upstreams: Arc::new(targets.keys().map(asked).collect::<HashMap<_, _>>()),
@@ -250,6 +268,14 @@ impl App {
 
     pub(crate) fn fallbacks(&self) -> &Fallbacks {
         &self.fallbacks
+    }
+
+    pub(crate) fn dedup(&self) -> Option<&Dedup> {
+        self.dedup.as_deref()
+    }
+
+    pub(crate) fn batches(&self) -> Option<&Batches> {
+        self.batches.as_deref()
     }
 
     pub(crate) fn upstreams(&self) -> &Upstreams {

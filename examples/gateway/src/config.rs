@@ -19,6 +19,7 @@ pub use sample::sample;
 
 use crate::server::ServerOptions;
 
+mod batches;
 mod breaker;
 mod dedup;
 mod error;
@@ -50,6 +51,8 @@ pub struct Config {
     pub dedup: Dedup,
     /// `[health]`.
     pub health: Health,
+    /// `[embedding_batches]`.
+    pub embedding_batches: EmbeddingBatches,
     /// `[[tenant]]`, each name once.
     pub tenants: Vec<Tenant>,
     /// `[[key]]`, each secret once. If there are any, a request needs one.
@@ -272,6 +275,23 @@ pub enum ShowTo {
     Admin,
 }
 
+/// `[embedding_batches]`: which embedding requests are sent together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EmbeddingBatches {
+    /// Whether any are.
+    pub enabled: bool,
+    /// How many at most.
+    pub max_size: usize,
+    /// How long the first of them waits at most.
+    pub linger: Duration,
+    /// How many batches of a model a worker may have under way.
+    pub max_concurrent: usize,
+    /// How many inputs the requests of a batch may have together.
+    pub max_inputs: u64,
+    /// Whether requests of different tenants may be sent together.
+    pub across_tenants: bool,
+}
+
 /// `[[tenant]]`: one with limits of its own.
 #[derive(Clone, Debug)]
 pub struct Tenant {
@@ -416,6 +436,7 @@ impl Default for Config {
             fallback: FallbackSettings::default(),
             dedup,
             health: Health::default(),
+            embedding_batches: EmbeddingBatches::default(),
             tenants: Vec::new(),
             keys: Vec::new(),
             models: schema::MOCK_MODELS.map(mock).into(),
@@ -508,6 +529,19 @@ impl Default for Dedup {
             max_bytes: 64 << 20,
             stale_while_revalidate: Duration::ZERO,
             stale_if_error: Duration::ZERO,
+        }
+    }
+}
+
+impl Default for EmbeddingBatches {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            max_size: 32,
+            linger: Duration::from_millis(5),
+            max_concurrent: 8,
+            max_inputs: 2_048,
+            across_tenants: false,
         }
     }
 }

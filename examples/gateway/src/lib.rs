@@ -6,6 +6,7 @@
 
 mod access;
 pub mod app;
+mod batches;
 mod circuit_breakers;
 pub mod config;
 mod dedup;

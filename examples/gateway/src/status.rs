@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     app::App,
+    batches::Batches,
     health::state,
     metrics::{Exposition, Kind},
 };
@@ -103,7 +104,47 @@ const LAYERS: &[Layer] = &[
             ),
         ],
     },
+    Layer {
+        name: "dedup",
+        tell: |app| app.dedup().map_or(Value::Null, |dedup| json!([named("answers", dedup.describe())])),
+        label: "table",
+        fields: &[
+            counter("hits", "gateway_dedup_hits_total", "Requests that were answered with what was kept."),
+            counter("collapsed", "gateway_dedup_collapsed_total", "Requests that joined one under way."),
+            counter("misses", "gateway_dedup_misses_total", "Requests that had to be sent."),
+            counter("stale", "gateway_dedup_stale_total", "Answers that were given though stale."),
+            counter(
+                "saved_tokens",
+                "gateway_dedup_saved_tokens_total",
+                "Tokens of answers that were shared.",
+            ),
+            gauge(
+                "hit_rate",
+                "gateway_dedup_hit_ratio",
+                "The share of requests that were not sent, from 0 to 1.",
+            ),
+            gauge("entries", "gateway_dedup_entries", "Answers that are kept."),
+            gauge("bytes", "gateway_dedup_bytes", "The bytes of the answers that are kept."),
+        ],
+    },
+    Layer {
+        name: "embedding_batches",
+        tell: |app| app.batches().map_or(Value::Null, Batches::describe),
+        label: "model",
+        fields: &[
+            counter("batches", "gateway_batches_total", "Batches of embedding requests that were sent."),
+            counter("requests", "gateway_batched_requests_total", "Embedding requests in those."),
+            gauge("mean_size", "gateway_batch_mean_size", "Requests in a batch, in the mean of all so far."),
+            gauge("waiting", "gateway_batch_waiting", "Embedding requests that wait for their batch to go."),
+        ],
+    },
 ];
+
+/// What there is one of needs a name all the same, as those have of which there are many.
+fn named(name: &str, mut told: Value) -> Value {
+    told["name"] = name.into();
+    told
+}
 
 /// The states of a circuit breaker, of which one is 1.
 const BREAKER_STATES: [&str; 5] = ["closed", "open", "half-open", "forced-open", "disabled"];

@@ -6,8 +6,8 @@ use bartizan_rate_limit::Quota;
 use gateway::{
     app::App,
     config::{
-        CircuitBreaker, Config, Dedup, Environment, FallbackSettings, Fallbacks, Health, ShowTo, Upstream,
-        sample,
+        CircuitBreaker, Config, Dedup, EmbeddingBatches, Environment, FallbackSettings, Fallbacks, Health,
+        ShowTo, Upstream, sample,
     },
 };
 use secrecy::ExposeSecret;
@@ -58,7 +58,7 @@ fn the_sample_shows_the_defaults() {
         _ => format!("{line}\n"),
     });
     let text: String = lines.collect();
-    assert_eq!(uncommented, 63);
+    assert_eq!(uncommented, 69);
     assert_eq!(format!("{:?}", load(&text)), defaults);
 }
 
@@ -214,7 +214,7 @@ fn unknown_keys_come_with_advice() {
         ("[[models]]", r#"g.toml:4: unknown section "models"; did you mean [[model]]?"#),
         (
             "[zzz]",
-            r#"g.toml:4: unknown section "zzz"; there are [server], [limits], [rate_limits], [total_rate_limits], [circuit_breaker], [fallback], [dedup], [health], [[tenant]], [[key]], [[model]]"#,
+            r#"g.toml:4: unknown section "zzz"; there are [server], [limits], [rate_limits], [total_rate_limits], [circuit_breaker], [fallback], [dedup], [health], [embedding_batches], [[tenant]], [[key]], [[model]]"#,
         ),
         (
             "[server]\nconnect_ms = 5",
@@ -611,6 +611,84 @@ async fn circuit_breakers_at_their_bounds() {
         let (app, _) = App::new(config).await.unwrap();
         drop(app.service());
     }
+}
+
+#[test]
+fn embedding_requests_are_sent_together_if_told_so() {
+    assert!(!load(MOCK).embedding_batches.enabled);
+    let text = format!(
+        r#"{MOCK}
+        [embedding_batches]
+        max_size = 100
+        linger_ms = 0
+        max_concurrent = 1
+        max_inputs = 100
+        across_tenants = true
+        "#
+    );
+    let variables = environment(&[("GATEWAY_EMBEDDING_BATCHES_ENABLED", "true")]);
+    let config = Config::from_toml("g.toml", &text, &variables).unwrap();
+    let expected = EmbeddingBatches {
+        enabled: true,
+        max_size: 100,
+        linger: Duration::ZERO,
+        max_concurrent: 1,
+        max_inputs: 100,
+        across_tenants: true,
+    };
+    assert_eq!(config.embedding_batches, expected);
+}
+
+#[tokio::test]
+async fn embedding_batches_at_their_bounds() {
+    for text in [
+        "max_size = 2\nlinger_ms = 0\nmax_concurrent = 1\nmax_inputs = 2",
+        "max_size = 2_048\nlinger_ms = 10_000\nmax_concurrent = 10_000\nmax_inputs = 1_000_000",
+    ] {
+        let config = load(&format!("{MOCK}[embedding_batches]\nenabled = true\n{text}"));
+        let (app, _) = App::new(config).await.unwrap();
+        drop(app.service());
+    }
+}
+
+#[test]
+fn embedding_batches_that_cannot_be_or_have_no_effect_are_refused() {
+    let batches = |text: &str| wrong(&format!("[embedding_batches]\n{text}"));
+    for (key, must) in [
+        ("max_size", "an integer from 2 to 2048"),
+        ("linger_ms", "an integer from 0 to 10000"),
+        ("max_concurrent", "an integer from 1 to 10000"),
+        ("max_inputs", "an integer from 1 to 1000000"),
+    ] {
+        for value in ["-1", "0.5", "86400001", "\"1 s\""] {
+            let expected = format!("g.toml:5: {key:?} in [embedding_batches] must be {must}, not {value}");
+            assert_eq!(batches(&format!("{key} = {value}")), expected);
+        }
+    }
+    for (key, value) in [
+        ("max_size", "33"),
+        ("linger_ms", "6"),
+        ("max_concurrent", "9"),
+        ("max_inputs", "99"),
+        ("across_tenants", "true"),
+    ] {
+        let expected = format!(
+            "g.toml:5: {key:?} in [embedding_batches] has no effect without enabled = true; set that, or remove this"
+        );
+        assert_eq!(batches(&format!("{key} = {value}")), expected);
+    }
+    assert_eq!(
+        batches("max_sise = 3"),
+        r#"g.toml:5: unknown key "max_sise" in [embedding_batches]; did you mean "max_size"?"#
+    );
+    assert_eq!(
+        wrong("[embeding_batches]"),
+        r#"g.toml:4: unknown section "embeding_batches"; did you mean [embedding_batches]?"#
+    );
+    assert_eq!(
+        batches("enabled = true\nmax_inputs = 31"),
+        r#"g.toml:6: "max_size" in [embedding_batches] is 32, which is never reached: "max_inputs" is 31, and each request has one at least; lower the one or raise the other"#
+    );
 }
 
 #[test]

@@ -7,6 +7,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "measures real time")]
 
+mod batch;
 mod circuit_breaker;
 mod dedup;
 mod fallback;
@@ -31,6 +32,7 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 const LAYERS: &[(&str, Compare)] = &[
     ("rate-limit", rate_limit::compare),
     ("circuit-breaker", circuit_breaker::compare),
+    ("batch", batch::compare),
     ("dedup", dedup::compare),
     ("fallback", fallback::compare),
     ("health", health::compare),
@@ -43,7 +45,7 @@ cargo bench -p bartizan-tests --bench layers [-- OPTIONS]
 
   --quick        one short round: does everything work? (the figures are not to be believed)
   --rounds N     rounds, each of every contender in rotated order, default 40
-  --only A,B     of rate-limit, circuit-breaker, dedup, fallback, health";
+  --only A,B     of rate-limit, circuit-breaker, dedup, fallback, health, batch";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();

@@ -1,5 +1,6 @@
 //! Whatever clients send and upstreams answer, the gateway says what was wrong, and stays up.
 
+mod batches;
 mod breakers;
 mod clients;
 mod dedup;

@@ -33,8 +33,9 @@ pub(crate) struct Gateway {
 impl Gateway {
     /// `server` has further lines of `[server]`; for the models there is [`model`].
     pub(crate) async fn start(server: &str, models: &[String]) -> Self {
+        let workers = if server.contains("workers") { "" } else { "workers = 2\n" };
         let text = format!(
-            "[server]\nlisten = \"127.0.0.1:0\"\nworkers = 2\ndrain_timeout_ms = 5000\n{server}\n{}",
+            "[server]\nlisten = \"127.0.0.1:0\"\n{workers}drain_timeout_ms = 5000\n{server}\n{}",
             models.concat()
         );
         let environment = Environment::from_iter([("UPSTREAM_KEY", UPSTREAM_KEY)]);

@@ -22,6 +22,7 @@ pub(super) fn routes() -> Router<App> {
         .route("/admin/limits", get(describe_limits))
         .route("/admin/dedup", get(describe_dedup))
         .route("/admin/dedup/clear", post(clear_dedup).fallback(post_only))
+        .route("/admin/batches", get(describe_batches))
         .route("/admin/breakers", get(describe_breakers))
         .route("/admin/fallbacks", get(describe_fallbacks))
         .route("/admin/breakers/{*which}", post(command_breaker).fallback(post_only))
@@ -67,6 +68,15 @@ async fn clear_dedup(State(app): State<App>, headers: HeaderMap) -> Response<Ful
     };
     dedup.clear();
     json_response(&json!({"dedup": dedup.describe()}))
+}
+
+/// What has been sent together.
+async fn describe_batches(State(app): State<App>, headers: HeaderMap) -> Response<Full<Bytes>> {
+    if let Err(error) = app.access.admit_admin(&headers) {
+        return refuse(error.into());
+    }
+    let batches = app.batches.map_or_else(|| json!([]), |batches| batches.describe());
+    json_response(&json!({"batches": batches}))
 }
 
 /// What the circuit breakers have seen and done.

@@ -127,6 +127,7 @@ impl Loader<'_> {
         self.check_limits(Section::Limits, &config.limits, &given(Section::Limits));
         self.check_breaker(&config, &given(Section::CircuitBreaker));
         self.check_health(&config, &given(Section::Health));
+        self.check_batches(&config, &given(Section::EmbeddingBatches));
         self.check_burst(Section::RateLimits, &config.rate_limits.tenant, &given(Section::RateLimits));
         config.keys = self.keys(list(Section::Key));
         self.check_listen(&config.server, list(Section::Key).is_empty(), &given(Section::Server));

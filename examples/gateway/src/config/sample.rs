@@ -1,6 +1,7 @@
 //! The sample file, made from the table, so that it cannot leave it.
 
 use super::{
+    batches::BATCHES,
     breaker::BREAKER,
     dedup::DEDUP,
     fallback::{BUDGET, FALLBACKS},
@@ -35,6 +36,8 @@ pub fn sample() -> String {
     DEDUP.iter().for_each(|key| key.sample(&mut text));
     text += HEALTH_HEAD;
     HEALTH.iter().for_each(|key| key.sample(&mut text));
+    text += BATCHES_HEAD;
+    BATCHES.iter().for_each(|key| key.sample(&mut text));
     text += TENANT_HEAD;
     TENANT.iter().for_each(|key| key.line(&mut text));
     text += KEY_HEAD;
@@ -131,6 +134,13 @@ const HEALTH_HEAD: &str = "
 # of [circuit_breaker], and also a key that is refused, a quota that is used up, and a model that the upstream does not
 # know. While a model's circuit breaker is open the model is unhealthy as well.
 [health]
+";
+
+const BATCHES_HEAD: &str = "
+# Embedding requests that differ in nothing but their inputs can be sent to the upstream as one. Each gets its own vectors
+# and its share of the tokens; an input that the upstream refuses fails alone. That makes fewer calls of an upstream that
+# counts them, or is slow to answer each; it makes every request wait a little.
+[embedding_batches]
 ";
 
 const TENANT_HEAD: &str = "

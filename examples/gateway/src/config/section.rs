@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::{
     Config,
+    batches::BATCHES,
     breaker::BREAKER,
     dedup::DEDUP,
     fallback::{BUDGET, FALLBACKS},
@@ -24,13 +25,14 @@ pub(super) enum Section {
     Fallback,
     Dedup,
     Health,
+    EmbeddingBatches,
     Tenant,
     Key,
     Model,
 }
 
 impl Section {
-    pub(super) const ALL: [Self; 11] = [
+    pub(super) const ALL: [Self; 12] = [
         Self::Server,
         Self::Limits,
         Self::RateLimits,
@@ -39,6 +41,7 @@ impl Section {
         Self::Fallback,
         Self::Dedup,
         Self::Health,
+        Self::EmbeddingBatches,
         Self::Tenant,
         Self::Key,
         Self::Model,
@@ -54,6 +57,7 @@ impl Section {
             Self::Fallback => "fallback",
             Self::Dedup => "dedup",
             Self::Health => "health",
+            Self::EmbeddingBatches => "embedding_batches",
             Self::Tenant => "tenant",
             Self::Key => "key",
             Self::Model => "model",
@@ -76,6 +80,7 @@ impl Section {
             Self::Fallback => [names(FALLBACKS), names(BUDGET)].concat(),
             Self::Dedup => names(DEDUP),
             Self::Health => names(HEALTH),
+            Self::EmbeddingBatches => names(BATCHES),
             Self::Tenant => [names(TENANT), names(RATES)].concat(),
             Self::Key => names(KEY),
             Self::Model => [names(MODEL), names(FALLBACKS), names(LIMITS)].concat(),
@@ -105,6 +110,7 @@ impl Section {
             }
             Self::Dedup => set(DEDUP, &mut config.dedup, name, value),
             Self::Health => set(HEALTH, &mut config.health, name, value),
+            Self::EmbeddingBatches => set(BATCHES, &mut config.embedding_batches, name, value),
             Self::Tenant | Self::Key | Self::Model => None,
         }
     }

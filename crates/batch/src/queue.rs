@@ -1,0 +1,360 @@
+//! What is collected, and when a batch goes. No clock and no tower in here.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    hash::Hash,
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use crate::{clock::after, settings::Settings};
+
+/// What waits, by key and in the order in which it is due.
+///
+/// `F` is whatever the members of a batch have in common.
+pub(crate) struct Queue<K, Req, F> {
+    rules: Rules,
+    batches: Vec<Option<Gathering<K, Req, F>>>,
+    free: Vec<usize>,
+    /// Those that take further items.
+    open: Open<K>,
+    /// When each is due, the oldest first of those due at once.
+    line: BTreeSet<Due>,
+    waiting: usize,
+    batch: u64,
+    closed: bool,
+    /// The size of the last batch that went: what the next one may need.
+    usual: usize,
+}
+
+/// When a batch goes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rules {
+    pub(crate) max_size: usize,
+    pub(crate) max_weight: u64,
+    pub(crate) linger: Duration,
+}
+
+/// A batch that waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Due {
+    at: Instant,
+    batch: u64,
+    index: usize,
+}
+
+/// When the worker has to look again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    Now,
+    At(Instant),
+}
+
+struct Gathering<K, Req, F> {
+    key: K,
+    items: Vec<Req>,
+    /// How many have joined. Those who left are `gone`, in order.
+    joined: usize,
+    gone: Vec<usize>,
+    weight: u64,
+    opened: Instant,
+    due: Due,
+    full: bool,
+    flight: F,
+}
+
+/// Where an item waits. It keeps its seat in a batch when others leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    batch: u64,
+    index: usize,
+    pub(crate) seat: usize,
+    weight: u64,
+}
+
+/// What came of joining.
+#[derive(Debug)]
+pub(crate) struct Joined<F> {
+    pub(crate) place: Place,
+    pub(crate) flight: F,
+    /// Whether the worker has to look: the first that is due is another one, or due earlier.
+    pub(crate) hurry: bool,
+}
+
+/// A batch that goes.
+#[derive(Debug)]
+pub(crate) struct Departure<Req, F> {
+    pub(crate) items: Vec<Req>,
+    pub(crate) crew: Crew<F>,
+    /// When its first item came.
+    pub(crate) opened: Instant,
+}
+
+/// Whose results they are.
+#[derive(Debug)]
+pub(crate) struct Crew<F> {
+    pub(crate) flight: F,
+    joined: usize,
+    gone: Vec<usize>,
+}
+
+impl<F> Crew<F> {
+    pub(crate) fn len(&self) -> usize {
+        self.joined - self.gone.len()
+    }
+
+    /// Seats in all, those that were left included.
+    pub(crate) fn seats(&self) -> usize {
+        self.joined
+    }
+
+    /// The seats of those who are there, in the order of their items.
+    pub(crate) fn taken(&self) -> impl Iterator<Item = usize> {
+        let mut gone = self.gone.iter().copied().peekable();
+        (0..self.joined).filter(move |seat| gone.next_if_eq(seat).is_none())
+    }
+}
+
+impl Rules {
+    pub(crate) fn new(settings: &Settings, max_weight: u64) -> Self {
+        Self { max_size: settings.max_size, max_weight, linger: settings.linger }
+    }
+}
+
+impl<K: Eq + Hash + Clone, Req, F: Clone> Queue<K, Req, F> {
+    pub(crate) fn new(rules: Rules) -> Self {
+        Self {
+            rules,
+            batches: Vec::new(),
+            free: Vec::new(),
+            open: Open::default(),
+            line: BTreeSet::new(),
+            waiting: 0,
+            batch: 0,
+            closed: false,
+            usual: 0,
+        }
+    }
+
+    /// Puts an item into the batch of its key, or into a new one. `now` and `flight` are asked when they are needed, the
+    /// latter with the number of members to expect.
+    pub(crate) fn join(
+        &mut self,
+        key: K,
+        weight: u64,
+        item: Req,
+        mut now: impl FnMut() -> Instant,
+        flight: impl FnOnce(usize) -> F,
+    ) -> Joined<F> {
+        let Rules { max_size, max_weight, .. } = self.rules;
+        let mut open = self.open.get(&key);
+        let mut hurry = false;
+        if let Some(index) = open
+            && self.gathering(index).weight.saturating_add(weight) > max_weight
+        {
+            hurry |= self.fill(index, now());
+            open = None;
+        }
+        let index = match open {
+            Some(index) => index,
+            None => {
+                let flight = flight(self.usual);
+                let index = self.begin(key, now(), flight);
+                hurry |= self.is_first(index);
+                index
+            }
+        };
+        let gathering = self.gathering(index);
+        gathering.items.push(item);
+        gathering.weight = gathering.weight.saturating_add(weight);
+        let place = Place { batch: gathering.due.batch, index, seat: gathering.joined, weight };
+        gathering.joined += 1;
+        let flight = gathering.flight.clone();
+        if gathering.items.len() >= max_size || gathering.weight >= max_weight {
+            hurry |= self.fill(index, now());
+        }
+        self.waiting += 1;
+        Joined { place, flight, hurry }
+    }
+
+    /// Takes an item out that has not gone, and what its batch waits for is what is left. `None` if the batch has gone.
+    pub(crate) fn leave(&mut self, place: Place) -> Option<Req> {
+        let Place { batch, index, seat, weight } = place;
+        let gathering = self.batches.get_mut(index)?.as_mut().filter(|it| it.due.batch == batch)?;
+        let before = gathering.gone.binary_search(&seat).err()?;
+        gathering.gone.insert(before, seat);
+        let item = gathering.items.remove(seat - before);
+        gathering.weight -= weight.min(gathering.weight);
+        self.waiting -= 1;
+        if gathering.items.is_empty() {
+            self.remove(index);
+        } else if gathering.full {
+            self.reopen(index);
+        }
+        Some(item)
+    }
+
+    /// Whether a batch has to go.
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
+        self.first_due(now).is_some()
+    }
+
+    /// When to look again, as of whenever this is asked. `None` if nothing waits.
+    pub(crate) fn next(&self) -> Option<Next> {
+        let first = self.line.first()?;
+        Some(if self.is_timeless(first) { Next::Now } else { Next::At(first.at) })
+    }
+
+    /// The batch that has been due for longest.
+    pub(crate) fn take(&mut self, now: Instant) -> Option<Departure<Req, F>> {
+        let index = self.first_due(now)?;
+        let Gathering { items, joined, gone, opened, flight, .. } = self.remove(index);
+        self.waiting -= items.len();
+        self.usual = items.len();
+        Some(Departure { items, crew: Crew { flight, joined, gone }, opened })
+    }
+
+    /// Everything that waits is due from now on.
+    pub(crate) fn close(&mut self) {
+        self.closed = true;
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting
+    }
+
+    fn first_due(&self, now: Instant) -> Option<usize> {
+        let first = self.line.first()?;
+        (self.is_timeless(first) || first.at <= now).then_some(first.index)
+    }
+
+    /// Whether it does not wait for time: then it is due even if it became so after the clock was read.
+    fn is_timeless(&self, due: &Due) -> bool {
+        let full = |gathering: &Gathering<K, Req, F>| gathering.full;
+        self.closed || self.rules.linger.is_zero() || self.batches[due.index].as_ref().is_some_and(full)
+    }
+
+    fn begin(&mut self, key: K, now: Instant, flight: F) -> usize {
+        let index = self.free.pop().unwrap_or(self.batches.len());
+        let due = Due { at: after(now, self.rules.linger), batch: self.batch, index };
+        let gathering = Gathering {
+            key: key.clone(),
+            items: Vec::with_capacity(self.usual),
+            joined: 0,
+            gone: Vec::new(),
+            weight: 0,
+            opened: now,
+            due,
+            full: false,
+            flight,
+        };
+        match self.batches.get_mut(index) {
+            Some(empty) => *empty = Some(gathering),
+            None => self.batches.push(Some(gathering)),
+        }
+        self.batch += 1;
+        self.line.insert(due);
+        self.open.insert(key, index);
+        index
+    }
+
+    /// Nothing more goes in, and it is due at the latest now. Whether it is the first that is.
+    fn fill(&mut self, index: usize, now: Instant) -> bool {
+        let gathering = self.batches[index].as_mut().expect("it gathers");
+        gathering.full = true;
+        if gathering.due.at > now {
+            self.line.remove(&gathering.due);
+            gathering.due.at = now;
+            self.line.insert(gathering.due);
+        }
+        self.open.remove(&gathering.key);
+        self.is_first(index)
+    }
+
+    fn is_first(&self, index: usize) -> bool {
+        self.line.first().is_some_and(|first| first.index == index)
+    }
+
+    /// One that has room again waits as it did before; unless others of its key wait behind it, who would be overtaken.
+    fn reopen(&mut self, index: usize) {
+        let gathering = self.batches[index].as_ref().expect("it gathers");
+        let behind = |other: &Gathering<K, Req, F>| {
+            other.due.batch > gathering.due.batch && other.key == gathering.key
+        };
+        if gathering.weight >= self.rules.max_weight || self.batches.iter().flatten().any(behind) {
+            return;
+        }
+        let gathering = self.batches[index].as_mut().expect("it gathers");
+        self.open.insert(gathering.key.clone(), index);
+        gathering.full = false;
+        self.line.remove(&gathering.due);
+        gathering.due.at = after(gathering.opened, self.rules.linger);
+        self.line.insert(gathering.due);
+    }
+
+    fn remove(&mut self, index: usize) -> Gathering<K, Req, F> {
+        let gathering = self.batches[index].take().expect("it gathers");
+        self.line.remove(&gathering.due);
+        if !gathering.full {
+            self.open.remove(&gathering.key);
+        }
+        self.free.push(index);
+        gathering
+    }
+
+    fn gathering(&mut self, index: usize) -> &mut Gathering<K, Req, F> {
+        self.batches[index].as_mut().expect("it gathers")
+    }
+}
+
+/// Which batch takes the items of a key. The first key has a place of its own, so a queue without keys hashes nothing.
+struct Open<K> {
+    first: Option<(K, usize)>,
+    others: HashMap<K, usize>,
+}
+
+impl<K> Default for Open<K> {
+    fn default() -> Self {
+        Self { first: None, others: HashMap::new() }
+    }
+}
+
+impl<K: Eq + Hash> Open<K> {
+    fn get(&self, key: &K) -> Option<usize> {
+        match &self.first {
+            Some((first, index)) if first == key => Some(*index),
+            _ if self.others.is_empty() => None,
+            _ => self.others.get(key).copied(),
+        }
+    }
+
+    #[cfg(all(test, not(loom)))]
+    fn is_empty(&self) -> bool {
+        self.first.is_none() && self.others.is_empty()
+    }
+
+    fn insert(&mut self, key: K, index: usize) {
+        if self.first.is_none() {
+            self.first = Some((key, index));
+        } else {
+            self.others.insert(key, index);
+        }
+    }
+
+    fn remove(&mut self, key: &K) {
+        if self.first.as_ref().is_some_and(|(first, _)| first == key) {
+            self.first = None;
+        } else {
+            self.others.remove(key);
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+#[path = "queue/tests.rs"]
+mod tests;
