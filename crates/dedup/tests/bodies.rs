@@ -424,6 +424,18 @@ async fn what_may_be_kept_is_for_the_upstream_to_say() {
     assert_eq!(served(&inner.ask(&dedup, ok)), Served::Miss);
 }
 
+#[test]
+fn an_upstream_that_says_no_cache_by_custom_is_kept_where_that_is_known() {
+    let no_cache: Head = |head| head.header("cache-control", "no-cache");
+    for (frames, kept) in [(Frames::new(), 0), (Frames::new().keep_no_cache(), 1)] {
+        let (dedup, inner) = (Dedup::sharing(frames, Replay::ttl(SECOND)), Inner::default());
+        let mut answer = inner.ask(&dedup, no_cache);
+        inner.end();
+        assert!(frame(&mut answer).is_none());
+        assert_eq!(dedup.stats().entries, kept);
+    }
+}
+
 /// Whoever judges answers himself may keep what is no success, and yet no longer than the upstream allows.
 #[tokio::test(start_paused = true)]
 async fn no_judgement_keeps_what_the_upstream_forbids() {

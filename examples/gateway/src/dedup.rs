@@ -61,7 +61,9 @@ impl Dedup {
                 .cache_when(is_worth_repeating)
         };
         (!models.is_empty()).then(|| {
-            let handle = bartizan_dedup::Dedup::sharing(Frames::new().max_body(MAX_ANSWER), replay);
+            // Event streams say `no-cache` by custom.
+            let frames = Frames::new().max_body(MAX_ANSWER).keep_no_cache();
+            let handle = bartizan_dedup::Dedup::sharing(frames, replay);
             Arc::new(Self { handle, models: Arc::new(models), saved_tokens: Arc::default() })
         })
     }

@@ -32,12 +32,13 @@ use crate::{Dedup, Replay, Served, Share, Ticket, Verdict};
 #[derive(Clone, Copy, Debug)]
 pub struct Frames {
     max_body: usize,
+    keeps_no_cache: bool,
 }
 
 impl Frames {
     /// Bodies of at most 1 MiB.
     pub const fn new() -> Self {
-        Self { max_body: 1 << 20 }
+        Self { max_body: 1 << 20, keeps_no_cache: false }
     }
 
     /// How many bytes of a body are held at most; a frame counts for some 80 bytes beside its data. 1 MiB by default.
@@ -46,6 +47,15 @@ impl Frames {
     #[must_use]
     pub const fn max_body(mut self, bytes: usize) -> Self {
         self.max_body = bytes;
+        self
+    }
+
+    /// A response that says `no-cache` may be kept all the same. For upstreams that say so of every event stream, by custom.
+    ///
+    /// By default it is not kept, since it must not be given again unless its origin agrees.
+    #[must_use]
+    pub const fn keep_no_cache(mut self) -> Self {
+        self.keeps_no_cache = true;
         self
     }
 }
@@ -142,7 +152,7 @@ where
         let private =
             control.private || control.no_store || varies || partial || headers.contains_key(SET_COOKIE);
         let longest = match control.max_age {
-            _ if control.no_cache => Some(Duration::ZERO),
+            _ if control.no_cache && !self.keeps_no_cache => Some(Duration::ZERO),
             most => most.map(|most| most.saturating_sub(cache_control::age(headers))),
         };
         match (status.as_u16(), private) {
