@@ -8,6 +8,7 @@ mod circuit_breaker;
 mod dedup;
 mod rate_limit;
 mod tower;
+mod validate;
 
 /// Every registered layer. A layer is one line here and a file next to `subjects/tower.rs`.
 pub fn subjects() -> Vec<Arc<dyn Subject>> {
@@ -23,5 +24,7 @@ pub fn subjects() -> Vec<Arc<dyn Subject>> {
         Arc::new(circuit_breaker::Waiting),
         Arc::new(dedup::Keeping),
         Arc::new(dedup::Joining),
+        Arc::new(validate::Heads),
+        Arc::new(validate::Guarding),
     ]
 }

@@ -12,6 +12,8 @@ mod circuit_breaker;
 mod dedup;
 #[path = "vectors/rate_limit.rs"]
 mod rate_limit;
+#[path = "vectors/validation.rs"]
+mod validation;
 
 #[test]
 fn circuit_breaker() {
@@ -26,6 +28,11 @@ fn dedup() {
 #[test]
 fn rate_limit() {
     vectors::run::<rate_limit::RateLimit>("rate_limit");
+}
+
+#[test]
+fn validation() {
+    vectors::run::<validation::Validation>("validation");
 }
 
 /// Named as the directory's files; a layer without its adapter has at least cases that can be read.
