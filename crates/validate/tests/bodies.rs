@@ -91,7 +91,7 @@ fn requests_are_looked_at() {
     let coded = Request::builder().header("content-encoding", "gzip").body("{}").unwrap();
     let rules = Rules::new().warn("json", well_formed(3)).warn("text", text(Pii::all()));
     let report = rules.check(&coded, Level::Lenient);
-    assert!(report.refuses() && report.violations().iter().all(|violation| violation.is_malformed()));
+    assert!(report.refuses() && report.violations().iter().all(bartizan_validate::Violation::is_malformed));
 }
 
 #[test]
@@ -146,7 +146,7 @@ async fn the_report_rides_in_the_extensions() {
     let service = validator.layer(Level::Moderate).layer(inner);
     let response = service.oneshot(Request::new(Bytes::from_static(b"hm"))).await.unwrap();
     let report = response.extensions().get::<Report>().unwrap();
-    let rules: Vec<_> = report.violations().iter().map(|violation| violation.rule()).collect();
+    let rules: Vec<_> = report.violations().iter().map(bartizan_validate::Violation::rule).collect();
     assert_eq!(rules, ["words", "sure"]);
     assert_eq!(response.body().size_hint().exact(), Some(4));
     assert_eq!(read(response).await.0, b"well");

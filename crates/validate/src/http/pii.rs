@@ -133,7 +133,7 @@ static SECRET: LazyLock<Regex> = LazyLock::new(|| {
 
 fn has_phone(text: &str) -> bool {
     PHONE.find_iter(text).any(|hit| {
-        let (before, after) = (&text[..hit.start()], text[hit.end()..].as_bytes());
+        let (before, after) = (&text[..hit.start()], &text.as_bytes()[hit.end()..]);
         // A number that goes on is another number: a version, an address.
         let goes_on = matches!(after, [b'.', b'0'..=b'9', ..]) || before.ends_with(['.', '+']);
         let begins = hit.as_str().starts_with(['(', '+']) || is_edge(text, hit.start());
