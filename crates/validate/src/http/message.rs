@@ -51,7 +51,7 @@ pub(super) fn media_type(headers: &HeaderMap) -> &str {
 /// A rule: the body has at most this many bytes.
 ///
 /// The layer sees a body that is there already. What bounds how much is read is the server, or
-/// [`Bodies::whole`](crate::Bodies::whole) for responses.
+/// [`Validator::whole`](crate::Validator::whole) for responses.
 pub const fn max_bytes<M: Message>(max: usize) -> impl Rule<M> + Copy + Send + Sync + 'static {
     move |message: &M, found: &mut Found<'_>| {
         if message.body().len() > max {

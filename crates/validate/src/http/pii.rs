@@ -81,7 +81,7 @@ impl Rule<str> for Pii {
         if self.emails && text.contains('@') && EMAIL.is_match(text) {
             found.violation("", "an e-mail address");
         }
-        if (self.phones || self.cards) && text.bytes().any(|byte| byte.is_ascii_digit()) {
+        if (self.phones || self.cards) && before_digit(text.as_bytes()) < text.len() {
             if self.phones && has_phone(text) {
                 found.violation("", "a phone number");
             }
@@ -89,7 +89,7 @@ impl Rule<str> for Pii {
                 found.violation("", "the number of a payment card");
             }
         }
-        if self.secrets && SECRET.is_match(text) {
+        if self.secrets && text.len() >= SHORTEST_SECRET && SECRET.is_match(text) {
             found.violation("", "a key or a token");
         }
     }
@@ -111,6 +111,9 @@ static PHONE: LazyLock<Regex> = LazyLock::new(|| {
         | (?:1[\x20.-])?[2-9][0-9]{2}[\x20.-][2-9][0-9]{2}[\x20.-][0-9]{4}(?-u:\b)",
     )
 });
+
+/// `xoxb-` and ten signs.
+const SHORTEST_SECRET: usize = 15;
 
 static SECRET: LazyLock<Regex> = LazyLock::new(|| {
     pattern(
@@ -147,10 +150,7 @@ fn has_card(bytes: &[u8]) -> bool {
     const MOST: usize = 63;
     let mut at = 0;
     while at < bytes.len() {
-        if !bytes[at].is_ascii_digit() {
-            at += 1;
-            continue;
-        }
+        at += before_digit(&bytes[at..]);
         let mut digits = [0_u8; MOST];
         // Bit n: a group begins with digit n, or has ended before it.
         let mut edges = 1_u64;
@@ -177,6 +177,18 @@ fn has_card(bytes: &[u8]) -> bool {
         }
     }
     false
+}
+
+/// How many bytes come before the first digit. In strides, since most text has few.
+fn before_digit(bytes: &[u8]) -> usize {
+    let mut before = 0;
+    for stride in bytes.chunks(32) {
+        if stride.iter().fold(false, |any, byte| any | byte.is_ascii_digit()) {
+            return before + stride.iter().take_while(|byte| !byte.is_ascii_digit()).count();
+        }
+        before += stride.len();
+    }
+    before
 }
 
 fn is_card(digits: &[u8]) -> bool {

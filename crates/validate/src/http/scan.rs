@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use memchr::memchr2;
+
 /// Why bytes are not JSON that may be parsed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Flaw {
@@ -98,22 +100,34 @@ impl Scanner<'_> {
 
     fn string(&mut self) -> Result<(), Flaw> {
         loop {
+            // Most of JSON is inside of strings, so they are crossed in strides.
+            let rest = &self.bytes[self.at..];
+            let plain = memchr2(b'"', b'\\', rest).unwrap_or(rest.len());
+            if rest[..plain].iter().fold(false, |any, byte| any | (*byte < 0x20)) {
+                self.at += rest.iter().take_while(|byte| **byte >= 0x20).count();
+                return Err(Flaw::Syntax(self.at));
+            }
+            self.at += plain;
             match self.byte() {
                 Some(b'"') => return Ok(()),
-                Some(b'\\') => match self.byte() {
-                    Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => {}
-                    Some(b'u') => {
-                        for _ in 0..4 {
-                            if !self.byte().is_some_and(|byte| byte.is_ascii_hexdigit()) {
-                                return self.wrong();
-                            }
-                        }
-                    }
-                    _ => return self.wrong(),
-                },
-                Some(0..=0x1f) | None => return self.wrong(),
-                Some(_) => {}
+                Some(_) => self.escape()?,
+                None => return self.wrong(),
             }
+        }
+    }
+
+    fn escape(&mut self) -> Result<(), Flaw> {
+        match self.byte() {
+            Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => Ok(()),
+            Some(b'u') => {
+                for _ in 0..4 {
+                    if !self.byte().is_some_and(|byte| byte.is_ascii_hexdigit()) {
+                        return self.wrong();
+                    }
+                }
+                Ok(())
+            }
+            _ => self.wrong(),
         }
     }
 
