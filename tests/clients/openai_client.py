@@ -33,6 +33,7 @@ def tell_error(error):
         status=getattr(error, "status_code", None),
         retry_after=headers.get("retry-after"),
         should_retry=headers.get("x-should-retry"),
+        attempts=headers.get("x-bartizan-attempts"),
     )
 
 
@@ -120,6 +121,42 @@ def chats_with_a_dying_upstream(client, model):
     # The judge lets it recover.
     sys.stdin.readline()
     persistent_chat(client, model)
+
+
+def served(answer):
+    tell(served_by=answer.headers.get("x-bartizan-served-by"), attempts=answer.headers.get("x-bartizan-attempts"))
+
+
+def chats_with_fallbacks(client, model):
+    """Plain and streamed, and who has answered; then as one who wants this model and no other."""
+    chats = client.chat.completions.with_raw_response
+    alone = client.with_options(default_headers={"x-bartizan-fallback": "off"})
+    try:
+        answer = chats.create(model=model, messages=SAY)
+        served(answer)
+        tell(content=answer.parse().choices[0].message.content)
+    except openai.APIError as error:
+        tell_error(error)
+    stream_with_fallbacks(client, model)
+    chat(alone, model)
+    stream(alone, model)
+
+
+def stream_with_fallbacks(client, model):
+    try:
+        answer = client.chat.completions.with_raw_response.create(model=model, messages=SAY, stream=True)
+        served(answer)
+        for event in answer.parse():
+            tell_event(event)
+    except openai.APIError as error:
+        return tell_error(error)
+    tell(ended=True)
+
+
+def streams_with_fallbacks(client, model):
+    """One each time the judge has told the upstreams what to do."""
+    for _ in sys.stdin:
+        stream_with_fallbacks(client, model)
 
 
 def long_chat(client, model):

@@ -6,6 +6,7 @@ use crate::Subject;
 
 mod circuit_breaker;
 mod dedup;
+mod fallback;
 mod rate_limit;
 mod tower;
 mod validate;
@@ -24,6 +25,9 @@ pub fn subjects() -> Vec<Arc<dyn Subject>> {
         Arc::new(circuit_breaker::Waiting),
         Arc::new(dedup::Keeping),
         Arc::new(dedup::Joining),
+        Arc::new(fallback::Targets),
+        Arc::new(fallback::Listed),
+        Arc::new(fallback::Committing),
         Arc::new(validate::Heads),
         Arc::new(validate::Guarding),
     ]

@@ -511,3 +511,139 @@ async fn a_stream_with_an_error_in_it() {
     let script = Script::new().header("content-type", "text/event-stream").frames(frames);
     fail_in_mid_stream(script, json!({"code": "engine_overloaded_error"}), "overloaded").await;
 }
+
+/// A gateway with three models, each with an upstream of its own, of which the first falls back to the others.
+async fn with_fallbacks(rest: &str) -> (Gateway, [Mock; 3]) {
+    let ((first, a), (second, b), (third, c)) = (mock().await, mock().await, mock().await);
+    let limits = "head_ms = 300\nfirst_frame_ms = 300\nidle_ms = 300\n";
+    let models = [
+        model("chat", a, &format!("{limits}fallbacks = [\"second\", \"third\"]")),
+        model("second", b, limits),
+        model("third", c, limits),
+        // So that every scenario finds all models as it wants them.
+        format!("[circuit_breaker]\nenabled = false\n{rest}\n"),
+    ];
+    (Gateway::start("", &models).await, [first, second, third])
+}
+
+impl Client {
+    /// Lets it stream once more, and returns what it sees.
+    async fn stream_once_more(&mut self) -> Vec<Value> {
+        self.go_on().await;
+        let mut seen = Vec::new();
+        loop {
+            seen.push(self.line().await);
+            let last = seen.last().unwrap();
+            if last.get("ended").is_some() || last.get("raised").is_some() {
+                return seen;
+            }
+        }
+    }
+}
+
+/// What the client sees of a stream: who has answered, the text, and how it ended.
+fn of_stream(lines: &[Value]) -> (&Value, String, &Value) {
+    let (served, rest) = lines.split_first().unwrap();
+    let (ended, events) = rest.split_last().unwrap();
+    (served, contents(events), ended)
+}
+
+/// Two of three upstreams die, each in every way there is; whatever they do, the client gets the third one's answer.
+#[tokio::test]
+async fn upstreams_that_die_before_they_have_said_anything() {
+    let (gateway, [first, second, third]) = with_fallbacks("").await;
+    let error = "data: {\"error\":{\"code\":\"overloaded_error\"}}\n\n";
+    let ways = [
+        (Script::new().fail(), "upstream_error"),
+        (Script::new().hang(), "timeout"),
+        (Script::new().status(500), "upstream_error"),
+        (Script::new().fail_after(0), "upstream_error"),
+        (Script::new().hang_after(0), "timeout"),
+        (Script::new().end_after(0), "upstream_error"),
+        (Script::new().garbage_after(0), "malformed_response"),
+        (Script::new().fail_after(1), "upstream_error"),
+        (Script::new().hang_after(1), "timeout"),
+        (Script::new().end_after(1), "upstream_error"),
+        (Script::new().garbage_after(1), "malformed_response"),
+        (Script::new().header("content-type", "text/event-stream").body(error), "overloaded"),
+    ];
+    let mut client = Client::start(&gateway, "streams_with_fallbacks", "chat").await;
+    // Each way with the next one, so that no two targets of a request die in the same.
+    for n in 0..ways.len() {
+        let ((one, code), (other, other_code)) = (&ways[n], &ways[(n + 1) % ways.len()]);
+        first.script_always(one.clone());
+        second.script_always(other.clone());
+        let calls = third.calls();
+        let seen = client.stream_once_more().await;
+        let (served, text, ended) = of_stream(&seen);
+        let attempts = format!("\"chat\";error={code}, \"second\";error={other_code}");
+        assert_eq!(*served, json!({"served_by": "third", "attempts": attempts}), "{one:?} {other:?}");
+        assert_eq!((text.as_str(), ended), (ANSWERED, &json!({"ended": true})), "{one:?} {other:?}");
+        assert_eq!(third.calls(), calls + 1);
+    }
+    drop(client);
+    let asked = ways.len() as u64;
+    assert_eq!((first.calls(), second.calls(), third.calls()), (asked, asked, asked));
+    gateway.stop().await;
+}
+
+/// After its first words the stream is the client's, and so is its error.
+#[tokio::test]
+async fn upstreams_that_die_after_they_have_said_something() {
+    let (gateway, [first, second, third]) = with_fallbacks("").await;
+    let mut client = Client::start(&gateway, "streams_with_fallbacks", "chat").await;
+    for (script, code) in [
+        (Script::new().fail_after(4), "upstream_error"),
+        (Script::new().hang_after(4), "timeout"),
+        (Script::new().end_after(4), "upstream_error"),
+        (Script::new().garbage_after(4), "malformed_response"),
+    ] {
+        first.script_always(script);
+        let seen = client.stream_once_more().await;
+        let (served, text, error) = of_stream(&seen);
+        assert_eq!(
+            (served, text.as_str()),
+            (&json!({"served_by": "chat", "attempts": null}), "You said: Grüße ")
+        );
+        assert_raised(error, "APIError", &json!({"code": code}));
+    }
+    drop(client);
+    assert_eq!((second.calls(), third.calls()), (0, 0));
+    gateway.stop().await;
+}
+
+/// Plain and streamed; and as one who wants this model and no other.
+#[tokio::test]
+async fn who_has_answered() {
+    let (gateway, [first, second, third]) = with_fallbacks("").await;
+    first.script_always(Script::new().status(500));
+    let seen = Client::start(&gateway, "chats_with_fallbacks", "chat").await.rest().await;
+    let served = json!({"served_by": "second", "attempts": "\"chat\";error=upstream_error"});
+    let ([plain_by, plain, stream @ ..], [alone, alone_stream]) = seen.split_at(seen.len() - 2) else {
+        panic!("{seen:?}")
+    };
+    assert_eq!((plain_by, &plain["content"]), (&served, &json!(ANSWERED)));
+    assert_eq!(of_stream(stream), (&served, ANSWERED.to_owned(), &json!({"ended": true})));
+    for error in [alone, alone_stream] {
+        assert_raised(error, "InternalServerError", &json!({"status": 500, "attempts": null}));
+    }
+    assert_eq!((first.calls(), second.calls(), third.calls()), (4, 2, 0));
+    gateway.stop().await;
+}
+
+/// Pitfalls 42 and 59: nobody multiplies. The client would retry twice, and is told not to.
+#[tokio::test]
+async fn all_upstreams_are_dead() {
+    let rest = "[fallback]\nretries = 2\nattempts = 5";
+    let (gateway, mocks) = with_fallbacks(rest).await;
+    mocks.iter().for_each(|mock| mock.script_always(Script::new().status(503).header("retry-after-ms", "1")));
+    let seen = Client::start(&gateway, "persistent_chat", "chat").await.rest().await;
+    let [error] = &seen[..] else { panic!("{seen:?}") };
+    let fields = json!({
+        "status": 503, "code": "overloaded", "should_retry": "false",
+        "attempts": "\"chat\";error=overloaded, \"second\";error=overloaded",
+    });
+    assert_raised(error, "InternalServerError", &fields);
+    assert_eq!(mocks.each_ref().map(Mock::calls), [3, 2, 0]);
+    gateway.stop().await;
+}

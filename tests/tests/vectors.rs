@@ -10,6 +10,8 @@ use tokio::time::{Instant, sleep};
 mod circuit_breaker;
 #[path = "vectors/dedup.rs"]
 mod dedup;
+#[path = "vectors/fallback.rs"]
+mod fallback;
 #[path = "vectors/rate_limit.rs"]
 mod rate_limit;
 #[path = "vectors/validation.rs"]
@@ -23,6 +25,11 @@ fn circuit_breaker() {
 #[test]
 fn dedup() {
     vectors::run::<dedup::Deduplication>("dedup");
+}
+
+#[test]
+fn fallback() {
+    vectors::run::<fallback::Fallbacks>("fallback");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod budget;
 mod classify;
 mod extent;
 mod rejected;
@@ -19,6 +20,7 @@ pub mod sse;
 #[cfg(feature = "http")]
 mod status;
 
+pub use budget::Budget;
 pub use classify::{Class, Classify, Errors, FailureIf, errors, failure_if};
 pub use extent::{Ending, Extent, Guard, UntilResponse};
 pub use rejected::{Rejected, RejectionKind, RetryAfter, chain};

@@ -16,6 +16,8 @@ mod limits;
 mod media;
 #[cfg(feature = "mock")]
 pub mod mock;
+#[cfg(feature = "retry")]
+mod retry;
 mod service;
 mod usage;
 
@@ -29,5 +31,7 @@ pub use facts::{Facts, Operation, Tenant};
 pub use future::ResponseFuture;
 pub use intake::{Intake, IntakeFuture, IntakeLayer};
 pub use limits::{Limits, StillSending};
+#[cfg(feature = "retry")]
+pub use retry::RetryPolicy;
 pub use service::Provider;
 pub use usage::{Usage, UsageReport};

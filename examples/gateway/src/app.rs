@@ -32,12 +32,13 @@ use http_body::Body;
 use http_body_util::Full;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tower::{Service, ServiceBuilder, ServiceExt, filter::FilterLayer, util::Oneshot};
+use tower::{Layer, Service, ServiceBuilder, ServiceExt, filter::FilterLayer, util::Oneshot};
 
 use crate::{
     access::Access,
     circuit_breakers::CircuitBreakers,
     config::{Config, Model, Upstream},
+    fallbacks::{self, Fallbacks},
     rate_limits::{self, RateLimits},
 };
 
@@ -53,6 +54,7 @@ pub struct App {
     /// `None` if nothing is limited.
     rate_limits: Option<Arc<RateLimits>>,
     circuit_breakers: Arc<CircuitBreakers>,
+    fallbacks: Arc<Fallbacks>,
     draining: Arc<AtomicBool>,
 }
 
@@ -78,6 +80,7 @@ impl App {
             access: Arc::new(Access::new(&config)),
             rate_limits: RateLimits::new(&config),
             circuit_breakers: Arc::new(CircuitBreakers::new(&config)),
+            fallbacks: Arc::new(Fallbacks::new(&config)),
             config: Arc::new(config),
             mock,
             draining: Arc::default(),
@@ -121,11 +124,14 @@ impl App {
         let config = &self.config;
         let transport = HttpTransport::new();
         let upstream = |model: &Model| {
-            let provider = self.provider(model, transport.clone());
-            (model.name.clone(), self.circuit_breakers.around(&model.name, provider))
+            let provider = self.fallbacks.begun(model).layer(self.provider(model, transport.clone()));
+            let watched = self.circuit_breakers.around(&model.name, provider);
+            (model.name.clone(), self.fallbacks.target(model, watched))
         };
+        let targets: HashMap<_, _> = config.models.iter().map(upstream).collect();
+        let asked = |name: &String| (name.clone(), self.fallbacks.around(name, &targets));
         let models = Models {
-            upstreams: Arc::new(config.models.iter().map(upstream).collect::<HashMap<_, _>>()),
+            upstreams: Arc::new(targets.keys().map(asked).collect::<HashMap<_, _>>()),
             tenant_header: config.server.tenant_header.clone(),
         };
         let models = ServiceBuilder::new().map_response(log_error_response).service(models);
@@ -258,7 +264,8 @@ fn no_such_model(model: &str) -> Error {
 /// What a client sees of an error. What it is not told, because it is ours or the upstream's, goes to the log.
 fn refuse(error: BoxError) -> Response<Full<Bytes>> {
     log(&error);
-    let mut response = rate_limits::refusal(&error).unwrap_or_else(|| openai_error(error));
+    let refusal = rate_limits::refusal(&error).or_else(|| fallbacks::refusal(&error));
+    let mut response = refusal.unwrap_or_else(|| openai_error(error));
     if response.status() == StatusCode::UNAUTHORIZED {
         response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }

@@ -20,6 +20,7 @@ use crate::server::ServerOptions;
 
 mod breaker;
 mod error;
+mod fallback;
 mod key;
 mod load;
 mod models;
@@ -40,6 +41,8 @@ pub struct Config {
     pub rate_limits: RateLimits,
     /// `[circuit_breaker]`.
     pub circuit_breaker: CircuitBreaker,
+    /// `[fallback]`, which the models' own already take into account.
+    pub fallback: FallbackSettings,
     /// `[[tenant]]`, each name once.
     pub tenants: Vec<Tenant>,
     /// `[[key]]`, each secret once. If there are any, a request needs one.
@@ -153,6 +156,58 @@ pub struct CircuitBreaker {
     pub probes: u32,
 }
 
+/// `[fallback]`: who is asked when a model fails, and how much one request may cost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FallbackSettings {
+    /// Of models that do not say so themselves.
+    pub usual: Fallbacks,
+    /// How many calls may be made for one request.
+    pub attempts: u32,
+    /// How long one request may take until it is answered.
+    pub within: Duration,
+}
+
+/// Who is asked when a model fails: models by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fallbacks {
+    /// When it fails.
+    pub models: Vec<String>,
+    /// When the prompt is too long for it.
+    pub context_length: Vec<String>,
+    /// When its content filter refuses.
+    pub content_policy: Vec<String>,
+    /// How often it is asked again before.
+    pub retries: u32,
+}
+
+impl Fallbacks {
+    /// Whether there is nobody else, and no second time.
+    pub fn are_none(&self) -> bool {
+        self.retries == 0 && self.all().next().is_none()
+    }
+
+    /// The lists that hold for all models, for this one: it is not among its own.
+    pub(crate) fn of(&self, model: &str) -> Self {
+        let mut own = self.clone();
+        own.lists().into_iter().for_each(|(_, list)| list.retain(|other| other != model));
+        own
+    }
+
+    /// By their keys.
+    fn lists(&mut self) -> [(&'static str, &mut Vec<String>); 3] {
+        [
+            ("fallbacks", &mut self.models),
+            ("context_length_fallbacks", &mut self.context_length),
+            ("content_policy_fallbacks", &mut self.content_policy),
+        ]
+    }
+
+    /// Everybody who may be asked, those of more than one list more than once.
+    pub fn all(&self) -> impl Iterator<Item = &str> {
+        self.models.iter().chain(&self.context_length).chain(&self.content_policy).map(String::as_str)
+    }
+}
+
 /// `[[tenant]]`: one with limits of its own.
 #[derive(Clone, Debug)]
 pub struct Tenant {
@@ -184,6 +239,8 @@ pub struct Model {
     pub limits: Limits,
     /// Whether its failures are watched from the beginning.
     pub circuit_breaker: bool,
+    /// Who is asked when it fails. It is not among them.
+    pub fallbacks: Fallbacks,
 }
 
 /// Who answers for a model.
@@ -281,12 +338,14 @@ impl Default for Config {
             model: name.to_owned(),
             limits,
             circuit_breaker: circuit_breaker.enabled,
+            fallbacks: Fallbacks::default(),
         };
         Self {
             server: ServerConfig::default(),
             limits,
             rate_limits: RateLimits::default(),
             circuit_breaker,
+            fallback: FallbackSettings::default(),
             tenants: Vec::new(),
             keys: Vec::new(),
             models: schema::MOCK_MODELS.map(mock).into(),
@@ -361,6 +420,12 @@ impl Default for CircuitBreaker {
             success_threshold: 1,
             probes: 1,
         }
+    }
+}
+
+impl Default for FallbackSettings {
+    fn default() -> Self {
+        Self { usual: Fallbacks::default(), attempts: 4, within: Duration::from_secs(600) }
     }
 }
 

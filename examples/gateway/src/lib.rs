@@ -8,5 +8,6 @@ mod access;
 pub mod app;
 mod circuit_breakers;
 pub mod config;
+mod fallbacks;
 mod rate_limits;
 pub mod server;

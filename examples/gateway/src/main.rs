@@ -46,7 +46,8 @@ Environment:
   GATEWAY_SERVER_<KEY>, GATEWAY_LIMITS_<KEY>,
   GATEWAY_RATE_LIMITS_<KEY>,
   GATEWAY_TOTAL_RATE_LIMITS_<KEY>,
-  GATEWAY_CIRCUIT_BREAKER_<KEY>    override the keys of [server], [limits] and so on,
+  GATEWAY_CIRCUIT_BREAKER_<KEY>,
+  GATEWAY_FALLBACK_<KEY>           override the keys of [server], [limits] and so on,
                                    as GATEWAY_SERVER_WORKERS=2
   RUST_LOG                         which logs to write to stderr, as debug or
                                    warn,gateway=debug (default: info)

@@ -20,7 +20,10 @@ use http_body_util::Full;
 use serde_json::{Value, json};
 use tower::{Layer, Service, ServiceExt, util::Either};
 
-use crate::config::{Config, Rates};
+use crate::{
+    config::{Config, Rates},
+    fallbacks::StoodIn,
+};
 
 /// The limits of a gateway: what all of its workers share.
 #[derive(Debug)]
@@ -237,7 +240,11 @@ impl Upstreams {
             .by_ref(move |request: &Request<Bytes>| {
                 models.get(facts(request).model()).and(Some(facts(request).model()))
             })
-            .hold_when(|result: Result<&Response<B>, _>| exhausted(result).map(|wait| wait.min(MAX_HOLD)));
+            .hold_when(|result: Result<&Response<B>, _>| {
+                // What another model says that has answered for it is not about this one.
+                let stood_in = result.is_ok_and(|response| response.extensions().get::<StoodIn>().is_some());
+                if stood_in { None } else { exhausted(result).map(|wait| wait.min(MAX_HOLD)) }
+            });
         RateLimitLayer::new(rule).layer(inner)
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bartizan_rate_limit::Quota;
 use gateway::{
     app::App,
-    config::{CircuitBreaker, Config, Environment, Upstream, sample},
+    config::{CircuitBreaker, Config, Environment, FallbackSettings, Fallbacks, Upstream, sample},
 };
 use secrecy::ExposeSecret;
 
@@ -55,7 +55,7 @@ fn the_sample_shows_the_defaults() {
         _ => format!("{line}\n"),
     });
     let text: String = lines.collect();
-    assert_eq!(uncommented, 39);
+    assert_eq!(uncommented, 45);
     assert_eq!(format!("{:?}", load(&text)), defaults);
 }
 
@@ -211,7 +211,7 @@ fn unknown_keys_come_with_advice() {
         ("[[models]]", r#"g.toml:4: unknown section "models"; did you mean [[model]]?"#),
         (
             "[zzz]",
-            r#"g.toml:4: unknown section "zzz"; there are [server], [limits], [rate_limits], [total_rate_limits], [circuit_breaker], [[tenant]], [[key]], [[model]]"#,
+            r#"g.toml:4: unknown section "zzz"; there are [server], [limits], [rate_limits], [total_rate_limits], [circuit_breaker], [fallback], [[tenant]], [[key]], [[model]]"#,
         ),
         (
             "[server]\nconnect_ms = 5",
@@ -695,4 +695,128 @@ fn circuit_breakers_that_cannot_be_are_refused() {
         wrong("circuit_breaker = \"on\""),
         "g.toml:4: \"circuit_breaker\" in [[model]] must be true or false, not \"on\""
     );
+}
+
+fn names(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+#[test]
+fn fallbacks_are_of_all_models_or_of_one() {
+    assert!(load(MOCK).models[0].fallbacks.are_none());
+    let text = format!(
+        r#"{MOCK}
+        [[model]]
+        name = "own"
+        upstream = "mock"
+        fallbacks = ["m"]
+        retries = 1
+        [[model]]
+        name = "alone"
+        upstream = "mock"
+        fallbacks = []
+        context_length_fallbacks = []
+        content_policy_fallbacks = []
+        retries = 0
+        [[model]]
+        name = "large"
+        upstream = "mock"
+        [fallback]
+        fallbacks = ["own", "m"]
+        context_length_fallbacks = ["large"]
+        content_policy_fallbacks = ["own"]
+        retries = 2
+        within_ms = 5_000
+        "#
+    );
+    let variables = environment(&[("GATEWAY_FALLBACK_ATTEMPTS", "7")]);
+    let config = Config::from_toml("g.toml", &text, &variables).unwrap();
+    let usual = Fallbacks {
+        models: names(&["own", "m"]),
+        context_length: names(&["large"]),
+        content_policy: names(&["own"]),
+        retries: 2,
+    };
+    let expected = FallbackSettings { usual: usual.clone(), attempts: 7, within: Duration::from_secs(5) };
+    assert_eq!(config.fallback, expected);
+    let [m, own, alone, large] = &config.models[..] else { panic!("four models") };
+    // Nobody falls back to itself.
+    assert_eq!(m.fallbacks, Fallbacks { models: names(&["own"]), ..usual.clone() });
+    let of_own = Fallbacks { models: names(&["m"]), content_policy: Vec::new(), retries: 1, ..usual.clone() };
+    assert_eq!(own.fallbacks, of_own);
+    assert!(alone.fallbacks.are_none());
+    assert_eq!(large.fallbacks, Fallbacks { context_length: Vec::new(), ..usual });
+
+    // A list in a variable has commas.
+    for (variable, expected) in [("m, own,alone", &["m", "own", "alone"][..]), ("", &[])] {
+        let variables = environment(&[("GATEWAY_FALLBACK_FALLBACKS", variable)]);
+        let config = Config::from_toml("g.toml", &text, &variables).unwrap();
+        assert_eq!(config.fallback.usual.models, names(expected));
+    }
+    let variables = environment(&[("GATEWAY_FALLBACK_FALLBACKS", "mock-large")]);
+    let config = Config::load(None, &variables, None).unwrap();
+    let lists: Vec<_> = config.models.iter().map(|model| model.fallbacks.models.len()).collect();
+    assert_eq!(lists, [1, 0, 1]);
+}
+
+#[test]
+fn fallbacks_that_cannot_be_are_refused() {
+    for (text, expected) in [
+        (
+            "fallbacks = [\"n\"]",
+            r#"g.toml:4: "fallbacks" in [[model]] names "n", which is no [[model]]; there are m, other"#,
+        ),
+        (
+            "fallbacks = [\"othr\"]",
+            r#"g.toml:4: "fallbacks" in [[model]] names "othr", which is no [[model]]; did you mean "other"?"#,
+        ),
+        (
+            "content_policy_fallbacks = [\"m\"]",
+            r#"g.toml:4: "content_policy_fallbacks" in [[model]] names "m", which is this model itself"#,
+        ),
+        (
+            "context_length_fallbacks = [\"other\", \"other\"]",
+            r#"g.toml:4: "context_length_fallbacks" in [[model]] names "other", and does so twice"#,
+        ),
+        (
+            "fallbacks = \"other\"",
+            r#"g.toml:4: "fallbacks" in [[model]] must be a list of models' names, not "other""#,
+        ),
+        (
+            "fallbacks = [7]",
+            r#"g.toml:4: "fallbacks" in [[model]] must be a list of models' names, not an array"#,
+        ),
+        ("fallback = []", r#"g.toml:4: unknown key "fallback" in [[model]]; did you mean "fallbacks"?"#),
+        ("attempts = 3", r#"g.toml:4: unknown key "attempts" in [[model]]; it belongs in [fallback]"#),
+        ("retries = 21", r#"g.toml:4: "retries" in [[model]] must be an integer from 0 to 20, not 21"#),
+        (
+            "[fallback]\nfallbacks = [\"zz\"]",
+            r#"g.toml:5: "fallbacks" in [fallback] names "zz", which is no [[model]]; there are m, other"#,
+        ),
+        (
+            "[fallback]\nwithin_ms = 7",
+            r#"g.toml:5: "within_ms" in [fallback] has no effect: no model has fallbacks or retries; give it some, or remove this"#,
+        ),
+        (
+            "[fallback]\nattempts = 0",
+            r#"g.toml:5: "attempts" in [fallback] must be an integer from 1 to 100, not 0"#,
+        ),
+        ("[fallbacks]", r#"g.toml:4: unknown section "fallbacks"; it belongs in [fallback]"#),
+    ] {
+        let other = "\n[[model]]\nname = \"other\"\nupstream = \"mock\"\n";
+        assert_eq!(wrong(&format!("{text}\n{other}")), expected);
+    }
+    let many: Vec<_> = (0..64).map(|n| format!("f{n}")).collect();
+    let models: String =
+        many.iter().map(|name| format!("[[model]]\nname = \"{name}\"\nupstream = \"mock\"\n")).collect();
+    let text = wrong(&format!("fallbacks = {many:?}\n{models}"));
+    assert_eq!(
+        text,
+        r#"g.toml:4: "fallbacks" in [[model]] names more than 63 models with those of the other lists"#
+    );
+
+    let variables = [("GATEWAY_FALLBACK_FALLBACKS", "mock-larg")];
+    let text = Config::load(None, &environment(&variables), None).unwrap_err().to_string();
+    let expected = r#"GATEWAY_FALLBACK_FALLBACKS: "fallbacks" in [fallback] names "mock-larg", which is no [[model]]; did you mean "mock-large"?"#;
+    assert_eq!(text, expected);
 }

@@ -9,6 +9,7 @@
 
 mod circuit_breaker;
 mod dedup;
+mod fallback;
 mod inner;
 mod measure;
 mod rate_limit;
@@ -30,6 +31,7 @@ const LAYERS: &[(&str, Compare)] = &[
     ("rate-limit", rate_limit::compare),
     ("circuit-breaker", circuit_breaker::compare),
     ("dedup", dedup::compare),
+    ("fallback", fallback::compare),
 ];
 
 type Compare = fn(Plan) -> Vec<Table>;
@@ -39,7 +41,7 @@ cargo bench -p bartizan-tests --bench layers [-- OPTIONS]
 
   --quick        one short round: does everything work? (the figures are not to be believed)
   --rounds N     rounds, each of every contender in rotated order, default 40
-  --only A,B     of rate-limit, circuit-breaker, dedup";
+  --only A,B     of rate-limit, circuit-breaker, dedup, fallback";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();

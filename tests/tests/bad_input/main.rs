@@ -2,6 +2,7 @@
 
 mod breakers;
 mod clients;
+mod fallbacks;
 #[path = "../gateway_under_test/mod.rs"]
 mod gateway_under_test;
 mod limits;

@@ -21,6 +21,7 @@ pub(super) fn routes() -> Router<App> {
     Router::new()
         .route("/admin/limits", get(describe_limits))
         .route("/admin/breakers", get(describe_breakers))
+        .route("/admin/fallbacks", get(describe_fallbacks))
         .route("/admin/breakers/{*which}", post(command_breaker).fallback(post_only))
 }
 
@@ -51,6 +52,14 @@ async fn describe_breakers(State(app): State<App>, headers: HeaderMap) -> Respon
         return refuse(error.into());
     }
     json_response(&json!({"breakers": app.circuit_breakers.describe()}))
+}
+
+/// Which models have answered for others, and which are left alone.
+async fn describe_fallbacks(State(app): State<App>, headers: HeaderMap) -> Response<Full<Bytes>> {
+    if let Err(error) = app.access.admit_admin(&headers) {
+        return refuse(error.into());
+    }
+    json_response(&app.fallbacks.describe())
 }
 
 /// What is done to a breaker by hand: the path is a model's name, which may have slashes in it, and a command.

@@ -18,6 +18,8 @@ pub(super) enum Kind<T> {
     /// `None` is this word. An error goes on after `"key" in [section]`.
     IntegerOr(&'static str, RangeInclusive<u64>, fn(&mut T, Option<u64>) -> Result<(), String>),
     Flag(fn(&mut T, bool)),
+    /// A list; in text with commas between.
+    Names(fn(&mut T, Vec<String>)),
     /// What it is, and how to take it; an error goes on after `"key" in [section]`.
     Text(&'static str, fn(&mut T, &str) -> Result<(), String>),
     /// As `Text`, and no error shows what was given.
@@ -62,6 +64,7 @@ impl<T> Kind<T> {
                 return set(target, Some(value.integer(range).ok_or_else(wrong)?));
             }
             Self::Flag(set) => set(target, value.flag().ok_or_else(wrong)?),
+            Self::Names(set) => set(target, value.names().ok_or_else(wrong)?),
             Self::Text(_, set) => return set(target, value.text().ok_or_else(wrong)?),
             Self::Secret(what, set) => {
                 return set(target, value.text().ok_or_else(|| format!("must be {what}"))?);
@@ -80,6 +83,7 @@ impl<T> fmt::Display for Kind<T> {
                 write!(f, "{word:?} or an integer from {} to {}", range.start(), range.end())
             }
             Self::Flag(_) => f.write_str("true or false"),
+            Self::Names(_) => f.write_str("a list of models' names"),
             Self::Text(what, _) | Self::Secret(what, _) => f.write_str(what),
         }
     }
@@ -97,6 +101,19 @@ impl Value<'_> {
         match self {
             Self::Toml(value) => value.as_bool(),
             Self::Text(text) => text.parse().ok(),
+        }
+    }
+
+    fn names(&self) -> Option<Vec<String>> {
+        match self {
+            Self::Toml(value) => {
+                let name = |item: &toml::Spanned<DeValue<'_>>| item.get_ref().as_str().map(ToOwned::to_owned);
+                value.as_array()?.iter().map(name).collect()
+            }
+            Self::Text(text) => {
+                let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
+                Some(names.map(ToOwned::to_owned).collect())
+            }
         }
     }
 

@@ -131,13 +131,16 @@ impl Loader<'_> {
         self.check_listen(&config.server, list(Section::Key).is_empty(), &given(Section::Server));
         config.tenants = self.tenants(list(Section::Tenant), &config.keys, &config.rate_limits);
         if has_models {
-            let breaker = config.circuit_breaker.enabled;
-            config.models = self.models(list(Section::Model), &config.limits, breaker);
+            let (models, fallbacks) = self.models(list(Section::Model), &config);
+            config.models = models;
+            self.check_fallbacks(&config, &given(Section::Fallback), &fallbacks);
         } else {
             // The mocks of a gateway without a file obey the environment too.
             for model in &mut config.models {
                 (model.limits, model.circuit_breaker) = (config.limits, config.circuit_breaker.enabled);
+                model.fallbacks = config.fallback.usual.of(&model.name);
             }
+            self.check_fallbacks(&config, &given(Section::Fallback), &[]);
         }
         config
     }

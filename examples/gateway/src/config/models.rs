@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use toml::{Spanned, de::DeValue};
 
 use super::{
-    ApiKey, Limits, Model, Origin, Upstream,
+    ApiKey, Config, Fallbacks, Limits, Model, Origin, Upstream,
+    fallback::FALLBACKS,
     key::set,
     load::{Given, Loader},
     schema::{LIMITS, MODEL, OPENAI_URL, RawModel, UpstreamKind},
@@ -13,22 +14,25 @@ use super::{
 };
 
 impl Loader<'_> {
-    /// Those of the file, over what holds for all of them.
+    /// Those of the file, over what holds for all of them; and which keys were given of each.
     pub(super) fn models(
         &mut self,
         entries: &[Spanned<DeValue<'_>>],
-        limits: &Limits,
-        circuit_breaker: bool,
-    ) -> Vec<Model> {
+        usual: &Config,
+    ) -> (Vec<Model>, Vec<(usize, Given)>) {
         let mut names = BTreeMap::new();
-        let mut models = Vec::new();
+        let (mut models, mut all_given) = (Vec::new(), Vec::new());
         for entry in entries {
             let at = self.at(&entry.span());
             let Some(table) = self.table(Section::Model, entry) else { continue };
+            let circuit_breaker = usual.circuit_breaker.enabled;
             let mut raw = RawModel { circuit_breaker, ..RawModel::default() };
-            let mut own = *limits;
+            let mut own = usual.limits;
+            let mut fallbacks = usual.fallback.usual.clone();
             let given = self.section(Section::Model, table, |name, value| {
-                set(MODEL, &mut raw, name, value).or_else(|| set(LIMITS, &mut own, name, value))
+                set(MODEL, &mut raw, name, value)
+                    .or_else(|| set(FALLBACKS, &mut fallbacks, name, value))
+                    .or_else(|| set(LIMITS, &mut own, name, value))
             });
             self.check_limits(Section::Model, &own, &given);
             if let (Some(name), Some(origin)) = (&raw.name, given.origin("name").cloned()) {
@@ -41,17 +45,27 @@ impl Loader<'_> {
                     names.insert(name.clone(), origin);
                 }
             }
-            models.extend(self.model(raw, own, &at, &given));
+            if let Some(model) = self.model(raw, own, fallbacks, &at, &given) {
+                all_given.push((models.len(), given));
+                models.push(model);
+            }
         }
         if entries.is_empty() {
             let message = "there is no [[model]], so there is nothing to serve; add one with \"name\" and \"upstream\" \
                            (`gateway --sample` shows how)";
             self.problem(Origin::File { path: self.path.to_owned(), line: 1 }, message.to_owned());
         }
-        models
+        (models, all_given)
     }
 
-    fn model(&mut self, raw: RawModel, limits: Limits, at: &Origin, given: &Given) -> Option<Model> {
+    fn model(
+        &mut self,
+        raw: RawModel,
+        limits: Limits,
+        fallbacks: Fallbacks,
+        at: &Origin,
+        given: &Given,
+    ) -> Option<Model> {
         let hints = [("name", "what clients ask for"), ("upstream", "\"openai\" or \"mock\"")];
         for (key, hint) in hints {
             if given.origin(key).is_none() {
@@ -78,7 +92,14 @@ impl Loader<'_> {
         };
         let name = raw.name?;
         let (model, circuit_breaker) = (raw.model.unwrap_or_else(|| name.clone()), raw.circuit_breaker);
-        Some(Model { model, name, upstream, limits, circuit_breaker })
+        // What it says itself is checked; what it says nothing of may name it as well as others.
+        let mut fallbacks = fallbacks;
+        for (key, list) in fallbacks.lists() {
+            if given.origin(key).is_none() {
+                list.retain(|other| *other != name);
+            }
+        }
+        Some(Model { model, name, upstream, limits, circuit_breaker, fallbacks })
     }
 
     fn api_key(&mut self, variable: String, given: &Given) -> Option<ApiKey> {

@@ -2,6 +2,7 @@
 
 use super::{
     breaker::BREAKER,
+    fallback::{BUDGET, FALLBACKS},
     key::Key,
     rates::{KEY, QUEUE, RATES, TENANT, TOTAL},
     schema::{LIMITS, MOCK_MODELS, MODEL, SERVER},
@@ -25,6 +26,9 @@ pub fn sample() -> String {
     TOTAL.iter().for_each(|key| key.sample(&mut text));
     text += BREAKER_HEAD;
     BREAKER.iter().for_each(|key| key.sample(&mut text));
+    text += FALLBACK_HEAD;
+    FALLBACKS.iter().for_each(|key| key.sample(&mut text));
+    BUDGET.iter().for_each(|key| key.sample(&mut text));
     text += TENANT_HEAD;
     TENANT.iter().for_each(|key| key.line(&mut text));
     text += KEY_HEAD;
@@ -67,9 +71,9 @@ const HEAD: &str = "\
 # A line such as `#workers = \"auto\"` shows a key and its default; take the `#` away to change it. What is not known here
 # is an error. This file is what `gateway --sample` prints.
 #
-# Environment variables override the keys of [server], [limits], [rate_limits], [total_rate_limits] and [circuit_breaker]:
-# GATEWAY_SERVER_LISTEN, GATEWAY_LIMITS_TOTAL_MS and so on. The option --listen overrides both. Logs go to stderr;
-# RUST_LOG says which (default: info).
+# Environment variables override the keys of [server], [limits], [rate_limits], [total_rate_limits], [circuit_breaker] and
+# [fallback]: GATEWAY_SERVER_LISTEN, GATEWAY_LIMITS_TOTAL_MS and so on. The option --listen overrides both. Logs go to
+# stderr; RUST_LOG says which (default: info).
 ";
 
 const LIMITS_HEAD: &str = "
@@ -96,6 +100,14 @@ const BREAKER_HEAD: &str = "
 # nor refused credentials or a quota that is used up, which no pause mends. An upstream's Retry-After makes the pause
 # longer, up to an hour.
 [circuit_breaker]
+";
+
+const FALLBACK_HEAD: &str = "
+# When a model fails, others answer in its place, in order, before the client has seen anything of it. A [[model]] may have
+# the first four of these keys for itself. A model that has said when to come back is left alone until then. Whoever was
+# asked instead of a model has no fallbacks of its own for that request. The header x-bartizan-served-by says which model has
+# answered, x-bartizan-attempts what was tried before; with x-bartizan-fallback: off a request is for its model alone.
+[fallback]
 ";
 
 const TENANT_HEAD: &str = "
@@ -130,6 +142,7 @@ const MODEL_HEAD: &str = "
 ";
 
 const MODEL_END: &str = "\
+#   fallbacks, context_length_fallbacks, content_policy_fallbacks, retries: as in [fallback], for this model only.
 #   connect_ms, head_ms, first_frame_ms, idle_ms, total_ms: as in [limits], for this model only.
 #
 # A model of OpenAI's:

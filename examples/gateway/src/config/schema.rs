@@ -112,7 +112,7 @@ pub(super) const SERVER: &[Key<ServerConfig>] = &[
             Ok(())
         }),
         default: "",
-        doc: "What to show as `Authorization: Bearer` to GET /admin/limits, GET /admin/breakers and\n\
+        doc: "What to show as `Authorization: Bearer` to GET /admin/limits, GET /admin/breakers, GET /admin/fallbacks and\n\
               POST /admin/breakers/MODEL/reset (or force-open, or disable). Without it there are no such paths.",
     },
 ];

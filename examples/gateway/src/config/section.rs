@@ -5,6 +5,7 @@ use std::fmt;
 use super::{
     Config,
     breaker::BREAKER,
+    fallback::{BUDGET, FALLBACKS},
     key::{Key, Value, nearest, set},
     rates::{KEY, QUEUE, RATES, TENANT, TOTAL},
     schema::{LIMITS, MODEL, SERVER},
@@ -18,18 +19,20 @@ pub(super) enum Section {
     RateLimits,
     TotalRateLimits,
     CircuitBreaker,
+    Fallback,
     Tenant,
     Key,
     Model,
 }
 
 impl Section {
-    pub(super) const ALL: [Self; 8] = [
+    pub(super) const ALL: [Self; 9] = [
         Self::Server,
         Self::Limits,
         Self::RateLimits,
         Self::TotalRateLimits,
         Self::CircuitBreaker,
+        Self::Fallback,
         Self::Tenant,
         Self::Key,
         Self::Model,
@@ -42,6 +45,7 @@ impl Section {
             Self::RateLimits => "rate_limits",
             Self::TotalRateLimits => "total_rate_limits",
             Self::CircuitBreaker => "circuit_breaker",
+            Self::Fallback => "fallback",
             Self::Tenant => "tenant",
             Self::Key => "key",
             Self::Model => "model",
@@ -61,9 +65,10 @@ impl Section {
             Self::RateLimits => [names(RATES), names(QUEUE)].concat(),
             Self::TotalRateLimits => names(TOTAL),
             Self::CircuitBreaker => names(BREAKER),
+            Self::Fallback => [names(FALLBACKS), names(BUDGET)].concat(),
             Self::Tenant => [names(TENANT), names(RATES)].concat(),
             Self::Key => names(KEY),
-            Self::Model => [names(MODEL), names(LIMITS)].concat(),
+            Self::Model => [names(MODEL), names(FALLBACKS), names(LIMITS)].concat(),
         }
     }
 
@@ -83,6 +88,11 @@ impl Section {
             }
             Self::TotalRateLimits => set(TOTAL, &mut rates.total, name, value),
             Self::CircuitBreaker => set(BREAKER, &mut config.circuit_breaker, name, value),
+            Self::Fallback => {
+                let fallback = &mut config.fallback;
+                set(FALLBACKS, &mut fallback.usual, name, value)
+                    .or_else(|| set(BUDGET, fallback, name, value))
+            }
             Self::Tenant | Self::Key | Self::Model => None,
         }
     }
