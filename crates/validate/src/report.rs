@@ -44,7 +44,7 @@ impl Violation {
         matches!(self.kind, Kind::Malformed)
     }
 
-    /// Where: a JSON pointer (RFC 6901), empty for the whole.
+    /// Where: a JSON pointer (RFC 6901), empty for the whole. It has the names of members as the message has them.
     pub fn pointer(&self) -> &str {
         &self.pointer
     }

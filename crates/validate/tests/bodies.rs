@@ -58,6 +58,7 @@ async fn read(response: Response<Checked<Upstream>>) -> (Vec<u8>, Option<BoxErro
             Ok(frame) => passed.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data)),
             Err(error) => {
                 assert!(body.frame().await.is_none() && body.is_end_stream(), "nothing comes after an error");
+                assert_eq!(body.size_hint().exact(), Some(0));
                 return (passed, Some(error));
             }
         }

@@ -113,6 +113,8 @@ fn schemas_that_are_wrong_cannot_be_built() {
         let error = Schema::new(&schema).unwrap_err();
         assert!(error.to_string().contains(named), "{schema}: {error}");
     }
+    let remote = Schema::new(&json!({"$ref": "http://127.0.0.1:9/a.json"})).unwrap_err();
+    assert!(remote.to_string().contains("nothing is fetched"), "{remote}");
     let local = json!({"$ref": "#/$defs/n", "$defs": {"n": {"type": "integer"}}});
     assert!(check(Rules::new().safety("schema", Schema::new(&local).unwrap()), "1").is_clean());
     let evil = Schema::new(&json!({"pattern": "^(a+)+$"})).unwrap();

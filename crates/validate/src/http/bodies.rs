@@ -54,6 +54,36 @@ impl<B> Validator<Request<B>> {
     ///
     /// A request that passes although something was found carries the [`Report`] among its extensions, and so does the
     /// response to it.
+    ///
+    /// ```
+    /// use bartizan_core::BoxError;
+    /// use bartizan_validate::{Level, Pii, Report, Rules, Validator, Window, text, well_formed};
+    /// use bytes::Bytes;
+    /// use http::{Request, Response};
+    /// use http_body_util::{BodyExt, Full};
+    /// use tower::{Layer, ServiceExt, service_fn};
+    ///
+    /// # tokio_test::block_on(async {
+    /// let validator = Validator::http(Rules::new().error("json", well_formed(64)).warn("pii", text(Pii::all())))
+    ///     .window(Window::default(), Rules::new().error("secrets", Pii::new().secrets()));
+    /// let echo = service_fn(|request: Request<Bytes>| async move {
+    ///     Ok::<_, BoxError>(Response::new(Full::new(request.into_body())))
+    /// });
+    /// let service = validator.layer(Level::Moderate).layer(echo);
+    /// let call = |body: &'static str| service.clone().oneshot(Request::new(Bytes::from_static(body.as_bytes())));
+    ///
+    /// let response = call(r#"{"to": "ann@example.org"}"#).await?;
+    /// assert_eq!(response.extensions().get::<Report>().expect("a warning").violations()[0].rule(), "pii");
+    /// assert_eq!(response.into_body().collect().await?.to_bytes(), r#"{"to": "ann@example.org"}"#);
+    ///
+    /// assert!(call("{").await.is_err(), "malformed");
+    /// // The request passes with a warning. Of the answer nothing does.
+    /// let leaking = call(r#"["AKIAIOSFODNN7EXAMPLE"]"#).await?;
+    /// let error = leaking.into_body().collect().await.unwrap_err();
+    /// assert_eq!(Report::find(&*error).expect("a refusal").violations()[0].rule(), "secrets");
+    /// # Ok::<(), BoxError>(())
+    /// # }).unwrap();
+    /// ```
     pub fn http(rules: Rules<Request<B>>) -> Validator<Request<B>, Bodies> {
         let rules = if rules.tells() {
             rules

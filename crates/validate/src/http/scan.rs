@@ -231,6 +231,7 @@ mod tests {
             (b"[1,]", Flaw::Syntax(3)),
             (b"{} x", Flaw::Syntax(3)),
             (b"\"\xff\"", Flaw::NotUtf8),
+            (b"\"a\x01b\"", Flaw::Syntax(2)),
         ];
         for (bytes, flaw) in cases {
             assert_eq!(scan(bytes, 9), Err(*flaw), "{}", bytes.escape_ascii());
