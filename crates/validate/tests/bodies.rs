@@ -203,7 +203,7 @@ async fn a_pattern_across_chunks_and_windows_is_found() {
     let (passed, error) =
         read(through(&guarded(window), chunks(vec![b"aSE", b"CRETb"])).await.unwrap()).await;
     assert_eq!((&passed[..], error.is_some()), (&b""[..], true));
-    let response = through(&guarded(window), chunks(vec![b"12345SECRET67890"])).await.unwrap();
+    let response = through(&guarded(window), chunks(vec![b"12345SECRET67890 and more"])).await.unwrap();
     let (passed, error) = read(response).await;
     assert_eq!(passed, b"12345SEC", "the window before was clean");
     assert_eq!(Rejected::find(&*error.unwrap()).unwrap().kind(), RejectionKind::Invalid);
