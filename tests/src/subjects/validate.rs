@@ -27,7 +27,7 @@ fn rules() -> Rules<Req> {
         .safety(
             "bug",
             must("no bug", |request: &Req| {
-                assert!(!request.headers().contains_key("x-panic"), "the rule panics");
+                assert!(!request.headers().contains_key("x-rule-panics"), "the rule panics");
                 true
             }),
         )
@@ -96,7 +96,7 @@ impl Subject for Heads {
         vec![
             refusal("an error", Self::handle(Level::Moderate), "x-bad"),
             refusal("a warning", Self::handle(Level::Strict), "x-unusual"),
-            refusal("a rule that panics", Self::handle(Level::Moderate), "x-panic"),
+            refusal("a rule that panics", Self::handle(Level::Moderate), "x-rule-panics"),
         ]
     }
 
@@ -106,7 +106,7 @@ impl Subject for Heads {
 
     fn panicking(&self) -> Vec<Panicking> {
         let panicking =
-            |what, level| Panicking { what, handle: Self::handle(level), request: with("x-panic") };
+            |what, level| Panicking { what, handle: Self::handle(level), request: with("x-rule-panics") };
         let told = Validator::new(rules().on_report(|_, _| panic!("the report is told to a bug")));
         let told = Handle::new(move || told.layer(Level::Lenient));
         vec![
@@ -156,7 +156,7 @@ impl Subject for Guarding {
     }
 
     fn panicking(&self) -> Vec<Panicking> {
-        vec![Panicking { what: "a rule", handle: Self::handle(), request: with("x-panic") }]
+        vec![Panicking { what: "a rule", handle: Self::handle(), request: with("x-rule-panics") }]
     }
 
     fn exempt(&self, law: &str) -> Option<&'static str> {
