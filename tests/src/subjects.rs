@@ -11,6 +11,7 @@ mod fallback;
 mod health;
 mod rate_limit;
 mod tower;
+mod validate;
 
 /// Every registered layer. A layer is one line here and a file next to `subjects/tower.rs`.
 pub fn subjects() -> Vec<Arc<dyn Subject>> {
@@ -32,5 +33,7 @@ pub fn subjects() -> Vec<Arc<dyn Subject>> {
         Arc::new(fallback::Committing),
         Arc::new(health::Watching),
         Arc::new(health::Shedding),
+        Arc::new(validate::Heads),
+        Arc::new(validate::Guarding),
     ]
 }

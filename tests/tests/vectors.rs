@@ -18,6 +18,8 @@ mod fallback;
 mod health;
 #[path = "vectors/rate_limit.rs"]
 mod rate_limit;
+#[path = "vectors/validation.rs"]
+mod validation;
 
 #[test]
 fn batch() {
@@ -47,6 +49,11 @@ fn health() {
 #[test]
 fn rate_limit() {
     vectors::run::<rate_limit::RateLimit>("rate_limit");
+}
+
+#[test]
+fn validation() {
+    vectors::run::<validation::Validation>("validation");
 }
 
 /// Named as the directory's files; a layer without its adapter has at least cases that can be read.

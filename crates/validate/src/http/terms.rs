@@ -1,0 +1,77 @@
+use aho_corasick::{AhoCorasick, AhoCorasickKind, Input, MatchKind};
+
+use super::pattern::InvalidPattern;
+use crate::{Found, Rule};
+
+/// Terms that text must not have in it, all of them looked for in one pass.
+///
+/// The case of ASCII letters does not matter. A term counts as a whole word: `ass` is not in `class`, unless
+/// [`inside_words`](Self::inside_words) says so.
+///
+/// ```
+/// use bartizan_validate::{Level, Rules, Terms};
+///
+/// let rules = Rules::<str>::new().safety("terms", Terms::new(["Nightfall", "red door"])?);
+/// assert!(rules.check("what is NIGHTFALL?", Level::Lenient).refuses());
+/// assert!(rules.check("the nightfalls of autumn", Level::Lenient).is_clean());
+/// # Ok::<(), bartizan_validate::InvalidPattern>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Terms {
+    automaton: AhoCorasick,
+    inside_words: bool,
+}
+
+impl Terms {
+    /// These terms.
+    ///
+    /// # Errors
+    ///
+    /// If one is empty, since that is in every text, or if together they are too many for an automaton.
+    pub fn new<I>(terms: I) -> Result<Self, InvalidPattern>
+    where
+        I: IntoIterator<Item: AsRef<str>>,
+    {
+        let terms: Vec<_> = terms.into_iter().collect();
+        if let Some(at) = terms.iter().position(|term| term.as_ref().is_empty()) {
+            return Err(InvalidPattern::new(format!("term {at} is empty")));
+        }
+        let automaton = AhoCorasick::builder()
+            .ascii_case_insensitive(true)
+            // Standard, so that overlapping ones are found: a term inside a longer one, at a word's end.
+            .match_kind(MatchKind::Standard)
+            .kind(Some(AhoCorasickKind::ContiguousNFA))
+            .build(terms.iter().map(AsRef::as_ref))
+            .map_err(|error| InvalidPattern::new(error.to_string()))?;
+        Ok(Self { automaton, inside_words: false })
+    }
+
+    /// A term counts inside of words, too.
+    #[must_use]
+    pub const fn inside_words(mut self) -> Self {
+        self.inside_words = true;
+        self
+    }
+}
+
+impl Rule<str> for Terms {
+    fn check(&self, text: &str, found: &mut Found<'_>) {
+        let matched = if self.inside_words {
+            self.automaton.is_match(text)
+        } else {
+            let words = |start, end| is_edge(text, start) && is_edge(text, end);
+            self.automaton.find_overlapping_iter(Input::new(text)).any(|hit| words(hit.start(), hit.end()))
+        };
+        if matched {
+            found.violation("", "a term that must not be there is there");
+        }
+    }
+}
+
+/// Whether no word goes on across this place.
+pub(super) fn is_edge(text: &str, at: usize) -> bool {
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    // A term of other signs stands for itself wherever it is.
+    let (before, after) = (text[..at].chars().next_back(), text[at..].chars().next());
+    !(before.is_some_and(is_word) && after.is_some_and(is_word))
+}

@@ -1,0 +1,38 @@
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod answers;
+mod future;
+mod layer;
+mod level;
+mod report;
+mod rule;
+mod rules;
+mod service;
+mod validator;
+
+#[cfg(feature = "http")]
+mod http;
+#[cfg(feature = "json")]
+mod json;
+
+pub use answers::{Answers, Unchecked, Values};
+pub use future::ResponseFuture;
+#[cfg(feature = "http")]
+pub use http::{
+    Bodies, Checked, Checking, InvalidPattern, Message, Pattern, Pii, Terms, Window, content_type, max_bytes,
+    tail, text, well_formed,
+};
+#[cfg(feature = "json")]
+pub use json::{InvalidSchema, Json, Schema, at, strings};
+pub use layer::ValidateLayer;
+pub use level::{Level, OnRuleError, Policy, Severity};
+pub use report::{Part, Report, Violation};
+pub use rule::{Found, Must, Rule, must};
+pub use rules::Rules;
+pub use service::Validate;
+pub use validator::{Stats, Validator};
+
+/// The layer's name in refusals.
+const NAME: &str = "validate";

@@ -1,0 +1,174 @@
+use std::{
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
+
+use crate::{Found, Part, Policy, Report, Rule, Severity, rule::Findings};
+
+/// Rules with names and severities, asked in the order in which they were added.
+pub struct Rules<T: ?Sized> {
+    checks: Vec<Box<dyn Check<T> + Send + Sync>>,
+    max: usize,
+    on_report: Option<Tell<T>>,
+}
+
+type Tell<T> = Box<dyn Fn(&mut T, &Report) + Send + Sync>;
+
+/// One rule, or several that look at the same part.
+pub(crate) trait Check<T: ?Sized> {
+    fn run(&self, subject: &T, findings: &mut Findings);
+}
+
+struct Named<R> {
+    name: Arc<str>,
+    severity: Severity,
+    rule: R,
+}
+
+impl<T: ?Sized, R: Rule<T>> Check<T> for Named<R> {
+    fn run(&self, subject: &T, findings: &mut Findings) {
+        let found = &mut Found::new(findings, &self.name, self.severity);
+        // What a rule leaves half done is the rule's own: nothing of ours can be seen broken.
+        let checked = catch_unwind(AssertUnwindSafe(|| self.rule.check(subject, found)));
+        if checked.is_err() {
+            findings.failed(&self.name);
+        }
+    }
+}
+
+impl<T: ?Sized> Rules<T> {
+    /// No rules: everything passes.
+    pub const fn new() -> Self {
+        Self { checks: Vec::new(), max: 64, on_report: None }
+    }
+
+    /// A rule of severity [`Severity::Warn`].
+    ///
+    /// # Panics
+    ///
+    /// If the name is empty.
+    #[must_use]
+    pub fn warn(self, name: &str, rule: impl Rule<T> + Send + Sync + 'static) -> Self {
+        self.rule(name, Severity::Warn, rule)
+    }
+
+    /// A rule of severity [`Severity::Error`].
+    ///
+    /// # Panics
+    ///
+    /// If the name is empty.
+    #[must_use]
+    pub fn error(self, name: &str, rule: impl Rule<T> + Send + Sync + 'static) -> Self {
+        self.rule(name, Severity::Error, rule)
+    }
+
+    /// A rule of severity [`Severity::Safety`].
+    ///
+    /// # Panics
+    ///
+    /// If the name is empty.
+    #[must_use]
+    pub fn safety(self, name: &str, rule: impl Rule<T> + Send + Sync + 'static) -> Self {
+        self.rule(name, Severity::Safety, rule)
+    }
+
+    /// A rule whose severity is known when the program runs: from a file, say.
+    ///
+    /// # Panics
+    ///
+    /// If the name is empty.
+    #[must_use]
+    pub fn rule(self, name: &str, severity: Severity, rule: impl Rule<T> + Send + Sync + 'static) -> Self {
+        assert!(!name.is_empty(), "a rule needs a name: reports are of no use without");
+        self.add(Named { name: name.into(), severity, rule })
+    }
+
+    pub(crate) fn add(mut self, check: impl Check<T> + Send + Sync + 'static) -> Self {
+        self.checks.push(Box::new(check));
+        self
+    }
+
+    /// How many violations a report has at most; of the others it has the number. 64 by default.
+    ///
+    /// # Panics
+    ///
+    /// If it is 0: a refusal that tells nothing is of no use.
+    #[must_use]
+    pub fn max_violations(mut self, max: usize) -> Self {
+        assert!(max > 0, "a report needs room for a violation");
+        self.max = max;
+        self
+    }
+
+    /// What is done with the report of a subject that passes although something was found.
+    ///
+    /// With feature `http` the report is among a request's and a response's extensions without this.
+    #[must_use]
+    pub fn on_report(mut self, tell: impl Fn(&mut T, &Report) + Send + Sync + 'static) -> Self {
+        self.on_report = Some(Box::new(tell));
+        self
+    }
+
+    /// How many rules there are; several that look at one part count as one.
+    pub fn len(&self) -> usize {
+        self.checks.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.checks.is_empty()
+    }
+
+    /// Asks every rule, by hand: what the layer does with requests.
+    pub fn check(&self, subject: &T, policy: impl Into<Policy>) -> Report {
+        self.report(subject, policy.into(), Part::Request)
+    }
+
+    pub(crate) fn report(&self, subject: &T, policy: Policy, part: Part) -> Report {
+        if self.checks.is_empty() {
+            return Report::clean(part);
+        }
+        let mut findings = Findings::new(policy, self.max);
+        self.run(subject, &mut findings);
+        findings.into_report(part)
+    }
+
+    pub(crate) fn run(&self, subject: &T, findings: &mut Findings) {
+        for check in &self.checks {
+            if findings.decided {
+                return;
+            }
+            check.run(subject, findings);
+        }
+    }
+
+    /// Asks every rule, and tells whoever wants to know what passes nevertheless.
+    pub(crate) fn judge(&self, subject: &mut T, policy: Policy, part: Part) -> Report {
+        let report = self.report(subject, policy, part);
+        if !report.is_clean()
+            && !report.refuses()
+            && let Some(tell) = &self.on_report
+        {
+            tell(subject, &report);
+        }
+        report
+    }
+
+    #[cfg(feature = "http")]
+    pub(crate) fn tells(&self) -> bool {
+        self.on_report.is_some()
+    }
+}
+
+impl<T: ?Sized> Default for Rules<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<T: ?Sized> fmt::Debug for Rules<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rules").field("len", &self.len()).finish_non_exhaustive()
+    }
+}

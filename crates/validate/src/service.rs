@@ -1,0 +1,88 @@
+use std::{
+    fmt,
+    task::{Context, Poll},
+};
+
+use bartizan_core::BoxError;
+use tower_service::Service;
+
+use crate::{
+    Part, Policy, Report, ResponseFuture, Validator,
+    answers::{Answers, Unchecked},
+};
+
+/// The service of a [`ValidateLayer`](crate::ValidateLayer).
+pub struct Validate<S, Req, A = Unchecked> {
+    inner: S,
+    validator: Validator<Req, A>,
+    policy: Policy,
+}
+
+impl<S, Req, A> Validate<S, Req, A> {
+    pub(crate) const fn new(inner: S, validator: Validator<Req, A>, policy: Policy) -> Self {
+        Self { inner, validator, policy }
+    }
+
+    /// The service below.
+    pub const fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    /// The service below. What is called there directly is not checked.
+    pub const fn get_mut(&mut self) -> &mut S {
+        &mut self.inner
+    }
+
+    /// The service below, for good.
+    pub fn into_inner(self) -> S {
+        self.inner
+    }
+}
+
+impl<S, Req, A> Service<Req> for Validate<S, Req, A>
+where
+    S: Service<Req> + Clone,
+    S::Error: Into<BoxError>,
+    A: Answers<S::Response>,
+{
+    type Response = A::Response;
+    type Error = BoxError;
+    type Future = ResponseFuture<S::Future, A, A::Checking>;
+
+    #[inline]
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.inner.poll_ready(cx).map_err(Into::into)
+    }
+
+    #[inline]
+    fn call(&mut self, mut request: Req) -> Self::Future {
+        let Validator { shared, answers, tally } = &self.validator;
+        if !shared.is_enabled() {
+            let found = Report::clean(Part::Request);
+            return ResponseFuture::passed(self.inner.call(request), answers.clone(), None, found);
+        }
+        let found = shared.requests.judge(&mut request, self.policy, Part::Request);
+        tally.count(&found);
+        if found.refuses() {
+            // The instance that is ready goes, and with it what it holds for a call that is not made.
+            self.inner = self.inner.clone();
+            return ResponseFuture::refused(found);
+        }
+        ResponseFuture::passed(self.inner.call(request), answers.clone(), Some(self.policy), found)
+    }
+}
+
+impl<S: Clone, Req, A: Clone> Clone for Validate<S, Req, A> {
+    fn clone(&self) -> Self {
+        Self::new(self.inner.clone(), self.validator.clone(), self.policy)
+    }
+}
+
+impl<S: fmt::Debug, Req, A> fmt::Debug for Validate<S, Req, A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Validate")
+            .field("inner", &self.inner)
+            .field("policy", &self.policy)
+            .finish_non_exhaustive()
+    }
+}
