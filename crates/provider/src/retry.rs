@@ -44,7 +44,8 @@ use crate::{Class, Error, error::SHOULD_RETRY};
 /// let service = ServiceBuilder::new()
 ///     .retry(RetryPolicy::new().retries(5))
 ///     .service(Provider::new(mock.service(), "http://mock.example/v1")?);
-/// let ask = || Request::post("/v1/chat/completions").body(Bytes::from(r#"{"model":"m","messages":[]}"#));
+/// let hello = r#"{"model":"m","messages":[{"role":"user","content":"Hello"}]}"#;
+/// let ask = || Request::post("/v1/chat/completions").body(Bytes::from(hello));
 ///
 /// mock.script(Script::new().status(503));
 /// assert_eq!(service.clone().oneshot(ask()?).await?.status(), 200);
