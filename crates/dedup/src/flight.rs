@@ -135,32 +135,32 @@ impl<K: Eq, T> Flight<K, T> {
     /// What becomes of the call's result. If all of it is there the call leaves the table, and is kept if it may be.
     fn land(&self, result: Result<Recorded<T>, BoxError>) -> Flown<T> {
         let table = self.table.upgrade();
+        let table = table.as_deref();
         let failed = match &result {
             Ok(recorded) => matches!(recorded.verdict, Verdict::Failure | Verdict::PrivateFailure),
             Err(_) => true,
         };
-        let stand_in = table.as_ref().filter(|_| failed).and_then(|table| table.stand_in(self));
+        let stand_in = table.filter(|_| failed).and_then(|table| table.stand_in(self));
         let (outcome, verdict) = match result {
             Ok(Recorded { tape, verdict, size }) => {
                 let tape = Arc::new(tape);
-                let outcome = match verdict {
-                    Verdict::Private | Verdict::PrivateFailure => Outcome::Private(tape.clone()),
-                    _ => Outcome::Done(Ok(tape.clone())),
-                };
-                if matches!(outcome, Outcome::Private(_)) || stand_in.is_some() {
-                    self.leave(!failed);
-                } else if let Some(size) = size {
-                    self.keep(&tape, verdict, size);
+                let is_private = matches!(verdict, Verdict::Private | Verdict::PrivateFailure);
+                match (table, size) {
+                    (None, _) => {}
+                    (Some(table), _) if is_private || stand_in.is_some() => table.leave(self, !failed),
+                    (Some(table), Some(size)) => self.keep(table, &tape, verdict, size),
+                    (Some(_), None) => {}
                 }
-                (outcome, verdict)
+                (if is_private { Outcome::Private(tape) } else { Outcome::Done(Ok(tape)) }, verdict)
             }
             Err(error) => {
                 let error = SharedError::new(error);
-                match table.as_ref().and_then(|table| Some((table, table.replay.keep_error()?))) {
-                    Some((table, terms)) if stand_in.is_none() => {
+                match table.map(|table| (table, table.replay.keep_error())) {
+                    Some((table, Some(terms))) if stand_in.is_none() => {
                         table.land(self, Err(error.clone()), size_of::<SharedError>(), terms);
                     }
-                    _ => self.leave(false),
+                    Some((table, _)) => table.leave(self, false),
+                    None => {}
                 }
                 (Outcome::Done(Err(error)), Verdict::Failure)
             }
@@ -169,8 +169,7 @@ impl<K: Eq, T> Flight<K, T> {
     }
 
     /// Keeps an answer of which all is there, if it may be kept.
-    fn keep(&self, tape: &Arc<T>, verdict: Verdict, size: usize) {
-        let Some(table) = self.table.upgrade() else { return };
+    fn keep(&self, table: &Table<K, T>, tape: &Arc<T>, verdict: Verdict, size: usize) {
         match table.replay.keep(tape, verdict, size) {
             Some((terms, size)) => table.land(self, Ok(tape.clone()), size, terms),
             None => table.leave(self, verdict != Verdict::Failure),
@@ -193,8 +192,9 @@ impl<K: Eq + Send + Sync, T: Send + Sync> Landing<T> for Flight<K, T> {
         }
         let (outcome, verdict) = self.relay.look(|flown| (flown.outcome.clone(), flown.verdict));
         if let Some(Outcome::Done(Ok(tape))) = outcome {
+            let Some(table) = self.table.upgrade() else { return };
             let leaves = Leaves(self);
-            self.keep(&tape, verdict, size);
+            self.keep(&table, &tape, verdict, size);
             leaves.not();
         }
     }
@@ -269,7 +269,12 @@ impl<K: Eq + Send + Sync + 'static, T: Send + Sync + 'static> Seat<K, T> {
     /// The caller's part in what of the response is still to come.
     pub(crate) fn ticket(&self) -> Ticket<T> {
         let served = if self.leads { Served::Miss } else { Served::Collapsed };
-        Ticket::of(self.flight.clone(), served)
+        // Of a call that has left the table already, there is nothing to tell.
+        if self.flight.aloft.load(Relaxed) {
+            Ticket::of(self.flight.clone(), served)
+        } else {
+            Ticket::kept(served)
+        }
     }
 }
 

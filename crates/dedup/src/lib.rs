@@ -8,6 +8,7 @@ mod execution;
 mod flight;
 mod future;
 mod identity;
+mod kept;
 mod layer;
 mod lifetime;
 mod relay;

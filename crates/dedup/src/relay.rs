@@ -1,13 +1,17 @@
 //! Work that is driven by whoever waits for it.
 //!
 //! Many wait for the results of one piece of work, and it belongs to none of them: whoever is polled takes it out, polls
-//! it without a lock and puts it back, so it goes on as long as any of them is polled. A wake of the work wakes all that
-//! wait, since nobody knows which of them will be polled; the first to come drives, and those who come after it find
-//! that nothing is left to do. So each of them is polled once for a wake, once at first and once at last.
+//! it without a lock and puts it back, so it goes on as long as any of them is polled.
+//!
+//! The first who comes is alone with it, as if there were nothing between: the work has his waker, and a wake costs what it
+//! would cost him anyway. When a second one comes a bell is hung up, and the work is polled once more to have it. From then
+//! on a wake of the work wakes all that wait, since nobody knows which of them will be polled; the first to come drives, and
+//! those who come after it find that nothing is left to do. So each of them is polled once for a wake, once at first and
+//! once at last.
 
 use std::{
     mem,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     task::{Context, Poll, Wake, Waker},
 };
 
@@ -15,19 +19,21 @@ use crate::sync::{Mutex, MutexGuard, lock};
 
 #[cfg(all(test, loom))]
 mod models;
-
 /// The work, what has come of it, and who waits.
 pub(crate) struct Relay<W, R> {
     state: Mutex<State<W, R>>,
-    bell: Arc<Bell>,
-    /// Rings the bell.
-    waker: Waker,
+    /// Hung up under the lock of the state, when a second one comes.
+    bell: OnceLock<Rope>,
 }
 
 struct State<W, R> {
     /// `None` while somebody polls it, before it is here, and when it is over.
     work: Option<W>,
     results: R,
+    /// Somebody was the first to come: whoever comes now is not alone with the work.
+    has_first: bool,
+    /// The waker of the first one, while he waits and there is no bell.
+    first: Option<Waker>,
 }
 
 /// What has come of the work so far.
@@ -44,24 +50,25 @@ pub(crate) trait Results {
 /// A place among those who wait. It is to be left when its owner goes.
 #[derive(Debug, Default)]
 pub(crate) struct Place {
-    /// Where its waker is. It has none before it waits.
+    /// Where its waker is. It has none before it waits, unless it is the first one.
     index: Option<usize>,
-    waits: bool,
 }
+
+/// The place of whoever comes first.
+const FIRST: usize = 0;
 
 impl<W, R: Results> Relay<W, R> {
     /// Work that is not here yet: it is polled from [`start`](Self::start) on.
     pub(crate) fn new(results: R) -> Self {
-        let bell = Arc::new(Bell::default());
-        let waker = Waker::from(bell.clone());
-        Self { state: Mutex::new(State { work: None, results }), bell, waker }
+        let state = State { work: None, results, has_first: false, first: None };
+        Self { state: Mutex::new(state), bell: OnceLock::new() }
     }
 
     /// Here it is, from `make`. If that panics, the work has.
     pub(crate) fn start(&self, make: impl FnOnce() -> W) {
-        let mut outing = Outing { relay: self, work: None };
+        let mut outing = Outing { relay: self, work: None, rope: None };
         outing.work = Some(make());
-        outing.back(None);
+        outing.arrives();
     }
 
     /// What `take` finds among the results. While it finds nothing the work is polled with `step`, outside of all locks.
@@ -75,18 +82,24 @@ impl<W, R: Results> Relay<W, R> {
         mut step: impl FnMut(&mut W, &mut Context<'_>) -> Poll<R::Item>,
     ) -> Poll<T> {
         loop {
-            let mut outing = match self.turn(place, cx, &mut take) {
+            let mut outing = match self.turn(place, cx.waker(), &mut take) {
                 Turn::Found(found) => return Poll::Ready(found),
                 Turn::Waits => return Poll::Pending,
                 Turn::Drives(outing) => outing,
             };
+            let waker = outing.rope.map_or(cx.waker(), |rope| &rope.waker);
             let work = outing.work.as_mut().expect("it comes with the work");
-            match step(work, &mut Context::from_waker(&self.waker)) {
+            match step(work, &mut Context::from_waker(waker)) {
                 Poll::Pending => {
-                    outing.back(Some((place, cx.waker())));
-                    return Poll::Pending;
+                    if outing.back(place, cx.waker()) {
+                        return Poll::Pending;
+                    }
                 }
-                Poll::Ready(item) => outing.result(item, place),
+                Poll::Ready(item) => {
+                    if let Some(found) = outing.result(item, place, &mut take) {
+                        return Poll::Ready(found);
+                    }
+                }
             }
         }
     }
@@ -95,24 +108,32 @@ impl<W, R: Results> Relay<W, R> {
     fn turn<T>(
         &self,
         place: &mut Place,
-        cx: &Context<'_>,
+        waker: &Waker,
         take: impl FnOnce(&mut R) -> Option<T>,
     ) -> Turn<'_, T, W, R> {
         let mut state = lock(&self.state);
         if let Some(found) = take(&mut state.results) {
-            drop(state);
-            self.rest(place);
             return Turn::Found(found);
         }
-        let mut waiting = self.bell.waiting();
+        let rope = match self.bell.get() {
+            Some(rope) => rope,
+            None if state.is_alone(place) => {
+                return Turn::Drives(Outing { relay: self, work: state.work.take(), rope: None });
+            }
+            None => {
+                let (is_out, first) = (state.work.is_none(), state.first.take());
+                self.bell.get_or_init(|| Rope::new(is_out, first))
+            }
+        };
+        let mut waiting = rope.bell.waiting();
         if waiting.rung
             && let Some(work) = state.work.take()
         {
             waiting.rung = false;
             waiting.out = true;
-            return Turn::Drives(Outing { relay: self, work: Some(work) });
+            return Turn::Drives(Outing { relay: self, work: Some(work), rope: Some(rope) });
         }
-        let displaced = waiting.register(place, cx.waker());
+        let displaced = waiting.register(place, waker);
         drop((waiting, state));
         // It may be the last trace of a task, and what goes with that is not ours to know.
         drop(displaced);
@@ -124,24 +145,30 @@ impl<W, R: Results> Relay<W, R> {
         look(&lock(&self.state).results)
     }
 
-    /// Whoever has this place waits no more.
-    pub(crate) fn rest(&self, place: &mut Place) {
-        if mem::take(&mut place.waits) {
-            let index = place.index.expect("who waits has a place");
-            let waker = self.bell.waiting().wakers[index].take();
-            drop(waker);
-        }
-    }
-
     /// Whoever has this place goes.
     pub(crate) fn leave(&self, place: &mut Place) {
         if let Some(index) = place.index.take() {
-            let mut waiting = self.bell.waiting();
-            let waker = waiting.wakers[index].take();
-            waiting.free.push(index);
-            drop(waiting);
+            let mut state = lock(&self.state);
+            let waker = match self.bell.get() {
+                Some(rope) => rope.bell.waiting().leave(index),
+                None => state.first.take(),
+            };
+            drop(state);
             drop(waker);
         }
+    }
+}
+
+impl<W, R> State<W, R> {
+    /// Whether this is the first one to come, and the work is there for him.
+    fn is_alone(&mut self, place: &mut Place) -> bool {
+        let is_first = place.index.is_some() || !self.has_first;
+        let is_alone = is_first && self.work.is_some();
+        if is_alone {
+            self.has_first = true;
+            place.index = Some(FIRST);
+        }
+        is_alone
     }
 }
 
@@ -157,41 +184,84 @@ enum Turn<'a, T, W, R: Results> {
 struct Outing<'a, W, R: Results> {
     relay: &'a Relay<W, R>,
     work: Option<W>,
+    /// What the work is to ring. Where there is none yet it has the waker of the first one.
+    rope: Option<&'a Rope>,
 }
 
 impl<W, R: Results> Outing<'_, W, R> {
-    /// The work is here, or nothing came of it so far and who has driven waits. If it was woken meanwhile, that is passed
-    /// on now.
-    fn back(mut self, waits: Option<(&mut Place, &Waker)>) {
+    /// The work is here.
+    fn arrives(mut self) {
         let mut state = lock(&self.relay.state);
-        let mut waiting = self.relay.bell.waiting();
-        let displaced = waits.and_then(|(place, waker)| waiting.register(place, waker));
         state.work = self.work.take();
-        let wakers = waiting.back();
-        drop((waiting, state));
+        let wakers = self.relay.bell.get().map(|rope| rope.bell.waiting().back());
+        drop(state);
+        mem::forget(self);
+        wake(wakers);
+    }
+
+    /// Nothing came of it so far; whether who has driven can wait now. If it was woken meanwhile, that is passed on.
+    fn back(mut self, place: &mut Place, waker: &Waker) -> bool {
+        let mut state = lock(&self.relay.state);
+        state.work = self.work.take();
+        let (waits, wakers, displaced) = match (self.relay.bell.get(), self.rope) {
+            (None, _) => {
+                let displaced = replace(&mut state.first, waker);
+                (true, None, displaced)
+            }
+            // Somebody came meanwhile and has hung it up: it is rung, and the work is to be polled with it.
+            (Some(rope), None) => {
+                rope.bell.waiting().out = false;
+                (false, None, None)
+            }
+            (Some(rope), Some(_)) => {
+                let mut waiting = rope.bell.waiting();
+                let displaced = waiting.register(place, waker);
+                (true, Some(waiting.back()), displaced)
+            }
+        };
+        drop(state);
         mem::forget(self);
         wake(wakers);
         drop(displaced);
+        waits
     }
 
-    /// Here is something for all.
-    fn result(mut self, item: R::Item, place: &mut Place) {
+    /// Here is something for all, and perhaps for who has driven.
+    fn result<T>(
+        mut self,
+        item: R::Item,
+        place: &mut Place,
+        take: impl FnOnce(&mut R) -> Option<T>,
+    ) -> Option<T> {
         let mut state = lock(&self.relay.state);
-        if state.results.add(item) {
+        let goes_on = state.results.add(item);
+        if goes_on {
             state.work = self.work.take();
         }
         let over = self.work.take();
-        let mut waiting = self.relay.bell.waiting();
-        // The one who drives has his turn now.
-        let own = place.index.and_then(|index| waiting.wakers[index].take());
-        place.waits = false;
-        // It said that it is ready, so nobody has its waker.
-        waiting.rung = true;
-        let wakers = waiting.back();
-        drop((waiting, state));
+        let found = take(&mut state.results);
+        // He has his turn now.
+        let (own, wakers) = match self.relay.bell.get() {
+            None => {
+                if !goes_on {
+                    // Nobody will ever wait again, so there is nothing to leave.
+                    place.index = None;
+                }
+                (state.first.take(), None)
+            }
+            Some(rope) => {
+                let mut waiting = rope.bell.waiting();
+                let own = place.index.and_then(|index| waiting.wakers[index].take());
+                // It said that it is ready, so nobody has its waker.
+                waiting.rung = true;
+                (own, Some(waiting.back()))
+            }
+        };
+        drop(state);
         mem::forget(self);
         wake(wakers);
         drop((over, own));
+        found
     }
 }
 
@@ -200,11 +270,29 @@ impl<W, R: Results> Drop for Outing<'_, W, R> {
     fn drop(&mut self) {
         let mut state = lock(&self.relay.state);
         state.results.panicked();
-        let mut waiting = self.relay.bell.waiting();
-        waiting.rung = true;
-        let wakers = waiting.back();
-        drop((waiting, state));
+        let wakers = self.relay.bell.get().map(|rope| {
+            let mut waiting = rope.bell.waiting();
+            waiting.rung = true;
+            waiting.back()
+        });
+        drop(state);
         wake(wakers);
+    }
+}
+
+/// What the work has to ring the bell with.
+struct Rope {
+    bell: Arc<Bell>,
+    waker: Waker,
+}
+
+impl Rope {
+    fn new(is_out: bool, first: Option<Waker>) -> Self {
+        // It does not have the work yet, so the work is to be polled.
+        let waiting = Waiting { rung: true, out: is_out, wakers: vec![first], free: Vec::new() };
+        let bell = Arc::new(Bell(Mutex::new(waiting)));
+        let waker = Waker::from(bell.clone());
+        Self { bell, waker }
     }
 }
 
@@ -216,14 +304,9 @@ struct Waiting {
     rung: bool,
     /// It is out: whoever has it passes a wake on.
     out: bool,
+    /// At [`FIRST`] there is always a place.
     wakers: Vec<Option<Waker>>,
     free: Vec<usize>,
-}
-
-impl Default for Bell {
-    fn default() -> Self {
-        Self(Mutex::new(Waiting { rung: true, out: true, wakers: Vec::new(), free: Vec::new() }))
-    }
 }
 
 impl Bell {
@@ -242,24 +325,26 @@ impl Wake for Bell {
         waiting.rung = true;
         let wakers = if waiting.out { Vec::new() } else { waiting.all() };
         drop(waiting);
-        wake(wakers);
+        wake(Some(wakers));
     }
 }
 
 impl Waiting {
     /// The waker that stood there, if it is another one.
     fn register(&mut self, place: &mut Place, waker: &Waker) -> Option<Waker> {
-        place.waits = true;
         let index = *place.index.get_or_insert_with(|| {
             self.free.pop().unwrap_or_else(|| {
                 self.wakers.push(None);
                 self.wakers.len() - 1
             })
         });
-        match &self.wakers[index] {
-            Some(known) if known.will_wake(waker) => None,
-            _ => self.wakers[index].replace(waker.clone()),
-        }
+        replace(&mut self.wakers[index], waker)
+    }
+
+    /// The waker that stood there.
+    fn leave(&mut self, index: usize) -> Option<Waker> {
+        self.free.push(index);
+        self.wakers[index].take()
     }
 
     /// The work is back: who is to be woken for what happened meanwhile.
@@ -273,6 +358,14 @@ impl Waiting {
     }
 }
 
-fn wake(wakers: Vec<Waker>) {
-    wakers.into_iter().for_each(Waker::wake);
+/// The waker that stood there, if it is another one.
+fn replace(known: &mut Option<Waker>, waker: &Waker) -> Option<Waker> {
+    match known {
+        Some(known) if known.will_wake(waker) => None,
+        _ => known.replace(waker.clone()),
+    }
+}
+
+fn wake(wakers: Option<Vec<Waker>>) {
+    wakers.into_iter().flatten().for_each(Waker::wake);
 }

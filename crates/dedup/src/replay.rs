@@ -1,6 +1,9 @@
 use std::{error::Error, fmt, sync::Arc, time::Duration};
 
-use crate::{Verdict, lifetime::Terms};
+use crate::{
+    Verdict,
+    lifetime::{Terms, Windows},
+};
 
 /// Which answers are kept, for how long, and how many.
 ///
@@ -18,8 +21,7 @@ use crate::{Verdict, lifetime::Terms};
 /// ```
 pub struct Replay<T> {
     ttl: Option<Duration>,
-    revalidate: Duration,
-    if_error: Duration,
+    pub(crate) windows: Windows,
     negative: Option<Duration>,
     pub(crate) max_entries: usize,
     pub(crate) max_bytes: u64,
@@ -36,8 +38,7 @@ impl<T> Replay<T> {
     pub fn none() -> Self {
         Self {
             ttl: None,
-            revalidate: Duration::ZERO,
-            if_error: Duration::ZERO,
+            windows: Windows::default(),
             negative: None,
             max_entries: 10_000,
             max_bytes: 64 << 20,
@@ -60,7 +61,7 @@ impl<T> Replay<T> {
     /// [`refresh_by_callers`](Self::refresh_by_callers) does without it.
     #[must_use]
     pub fn stale_while_revalidate(mut self, window: Duration) -> Self {
-        self.revalidate = window;
+        self.windows.revalidate = window;
         self
     }
 
@@ -75,7 +76,7 @@ impl<T> Replay<T> {
     /// For so long after it was fresh, an answer is served in place of an error. Zero by default.
     #[must_use]
     pub fn stale_if_error(mut self, window: Duration) -> Self {
-        self.if_error = window;
+        self.windows.if_error = window;
         self
     }
 
@@ -86,9 +87,10 @@ impl<T> Replay<T> {
         self
     }
 
-    /// How many answers are kept at most. 10,000 by default. Beyond, those that are asked for least are dropped.
+    /// How many answers are kept at most. 10,000 by default. Beyond, one that nobody asked for lately is dropped, an old one
+    /// first.
     ///
-    /// From 128 on the bound is split over up to 16 parts of the keys, so a part may be full before the whole is.
+    /// From 128 on both bounds are split over up to 16 parts of the keys, so a part may be full before the whole is.
     #[must_use]
     pub fn max_entries(mut self, entries: usize) -> Self {
         self.max_entries = entries;
@@ -97,8 +99,7 @@ impl<T> Replay<T> {
 
     /// How many bytes all kept answers together may have. 64 MiB by default.
     ///
-    /// Each counts for what it has and at least for an entry's even share of the bytes, so that neither bound is passed.
-    /// An answer of more than about a part's bytes (see [`max_entries`](Self::max_entries)) is not kept.
+    /// An answer of more than a part's bytes (see [`max_entries`](Self::max_entries)) is not kept.
     #[must_use]
     pub fn max_bytes(mut self, bytes: u64) -> Self {
         self.max_bytes = bytes;
@@ -130,7 +131,7 @@ impl<T> Replay<T> {
     }
 
     pub(crate) fn check(&self) -> Result<(), InvalidReplay> {
-        let stale = [self.revalidate, self.if_error].iter().any(|window| !window.is_zero());
+        let stale = self.windows != Windows::default();
         match self.ttl {
             None if stale || self.negative.is_some() => Err(InvalidReplay::Nothing),
             Some(Duration::ZERO) => Err(InvalidReplay::Ttl),
@@ -155,13 +156,12 @@ impl<T> Replay<T> {
         let ttl = self.ttl_of.as_ref().and_then(|of| of(tape)).unwrap_or(ttl);
         let ttl = longest.map_or(ttl, |longest| ttl.min(longest));
         let size = self.size_of.as_ref().map_or(size, |of| of(tape));
-        let terms = Terms { ttl, revalidate: self.revalidate, if_error: self.if_error };
-        (!ttl.is_zero()).then_some((terms, size))
+        (!ttl.is_zero()).then_some((Terms { ttl, stale: true }, size))
     }
 
     /// For how long an error is kept, if it is.
     pub(crate) fn keep_error(&self) -> Option<Terms> {
-        self.negative.map(|ttl| Terms { ttl, ..Terms::default() })
+        self.negative.map(|ttl| Terms { ttl, stale: false })
     }
 }
 
@@ -169,8 +169,8 @@ impl<T> fmt::Debug for Replay<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Replay")
             .field("ttl", &self.ttl)
-            .field("stale_while_revalidate", &self.revalidate)
-            .field("stale_if_error", &self.if_error)
+            .field("stale_while_revalidate", &self.windows.revalidate)
+            .field("stale_if_error", &self.windows.if_error)
             .field("negative_ttl", &self.negative)
             .field("max_entries", &self.max_entries)
             .field("max_bytes", &self.max_bytes)

@@ -109,7 +109,7 @@ pub(crate) trait Landing<T>: Send + Sync {
 }
 
 impl<T> Ticket<T> {
-    /// For an answer of which all is there.
+    /// For an answer of which all is there, or that nobody joins any more.
     pub(crate) const fn kept(served: Served) -> Self {
         Self { served, flight: None }
     }

@@ -1,11 +1,10 @@
 //! Which calls are under way, and which answers are kept.
 //!
-//! Both stand under the lock of their key's part of the table, so a call is never in both, nor in neither. What is taken out
-//! is dropped where the lock is not held any more, since that is the user's code, or takes the lock: a variable that is
-//! declared before the lock is dropped after it.
+//! Who changes either holds the lock of their key's part of the table, so a call is never in both, nor in neither. A fresh
+//! answer is found without it. What is taken out is dropped where the lock is not held any more, since that is the user's
+//! code, or takes the lock: a variable that is declared before the lock is dropped after it.
 
 use std::{
-    cell::RefCell,
     collections::HashMap,
     hash::{BuildHasher, BuildHasherDefault, Hash, Hasher, RandomState},
     iter, ptr,
@@ -15,13 +14,13 @@ use std::{
     },
 };
 
-use quick_cache::{Lifecycle, Options, OptionsBuilder, Weighter, unsync::Cache};
 use tokio::time::Instant;
 
 use crate::{
     Fingerprint, Identity, Replay, Served, Stats,
     flight::{Flight, Value},
-    lifetime::{Freshness, Lifetime, Terms},
+    kept::{Asked, Kept, Ledger},
+    lifetime::{Age, Freshness, Lifetime, Terms},
     sync::{Mutex, lock},
 };
 
@@ -35,29 +34,35 @@ pub(crate) struct Table<K, T> {
     bypassed: AtomicU64,
 }
 
-/// A part of the table has its cache lines to itself.
+struct Part<K, T> {
+    kept: Kept<K, Entry<K, T>>,
+    busy: Busy<K, T>,
+}
+
+/// Apart from what hits read.
 #[repr(align(128))]
-struct Part<K, T>(Mutex<Inside<K, T>>);
+struct Busy<K, T>(Mutex<Inside<K, T>>);
 
 struct Inside<K, T> {
     flights: HashMap<Hashed<K>, Weak<Flight<K, T>>, BuildHasherDefault<Known>>,
-    kept: Cache<Hashed<K>, Entry<K, T>, Weight, BuildHasherDefault<Known>, Evict>,
+    ledger: Ledger,
     counts: Counts,
 }
 
 struct Entry<K, T> {
     value: Value<T>,
     life: Lifetime,
-    fingerprint: Option<Fingerprint>,
-    size: u64,
+    /// Most have none.
+    fingerprint: Option<Box<Fingerprint>>,
     /// The call for a new one that nobody waits for: callers drive it as they pass.
     refresh: Option<Arc<Flight<K, T>>>,
 }
 
+/// Fresh hits are counted where they are found.
 #[derive(Clone, Copy, Default)]
 struct Counts {
-    hits: u64,
-    stale: u64,
+    stale_hits: u64,
+    stood_in: u64,
     misses: u64,
     collapsed: u64,
     conflicts: u64,
@@ -93,10 +98,11 @@ impl<K: Eq, T> Table<K, T> {
     pub(crate) fn new(replay: Replay<T>) -> Self {
         let parts = (replay.max_entries / ENTRIES_A_PART).clamp(1, MOST_PARTS);
         let parts = 1_usize << parts.ilog2();
-        let (options, weight) = bounds(&replay, parts);
+        let (entries, bytes) = (replay.max_entries / parts, replay.max_bytes / parts as u64);
         let part = || {
-            let kept = Cache::with_options(options.clone(), weight, BuildHasherDefault::default(), Evict);
-            Part(Mutex::new(Inside { flights: HashMap::default(), kept, counts: Counts::default() }))
+            let inside =
+                Inside { flights: HashMap::default(), ledger: Ledger::new(), counts: Counts::default() };
+            Part { kept: Kept::new(entries, bytes), busy: Busy(Mutex::new(inside)) }
         };
         let parts = iter::repeat_with(part).take(parts).collect();
         Self { replay, hasher: RandomState::new(), parts, bypassed: AtomicU64::new(0) }
@@ -109,9 +115,9 @@ impl<K, T> Table<K, T> {
         self.bypassed.fetch_add(1, Relaxed);
     }
 
-    fn part(&self, hash: u64) -> &Mutex<Inside<K, T>> {
-        // The maps inside use the lowest and the highest bits.
-        &self.parts[(hash >> 32) as usize % self.parts.len()].0
+    fn part(&self, hash: u64) -> &Part<K, T> {
+        // What is inside goes by the lower half, but for a few of the highest bits.
+        &self.parts[(hash >> 32) as usize % self.parts.len()]
     }
 }
 
@@ -120,46 +126,42 @@ impl<K: Hash + Eq + Clone, T> Table<K, T> {
     pub(crate) fn find(self: &Arc<Self>, identity: Identity<K>) -> Found<K, T> {
         let Identity { key, fingerprint, no_cache } = identity;
         let key = Hashed::new(&self.hasher, key);
-        let (_displaced, aloft);
-        let mut part = lock(self.part(key.hash));
-        let inside = &mut *part;
-        aloft = inside.flights.get(&key).and_then(Weak::upgrade);
+        let asks = (fingerprint.as_ref(), no_cache);
+        let part = self.part(key.hash);
+        let sight = || part.kept.look(&key, |entry, asked| self.seen(entry, asks, asked));
+        if let Some(Seen::Fresh(value, age)) = sight() {
+            return Found::hit(value, age);
+        }
 
-        if let Some(entry) = inside.kept.get(&key) {
-            let now = Instant::now();
-            match entry.life.at(now) {
-                Freshness::IfError | Freshness::Gone => {}
-                _ if entry.fingerprint != fingerprint => {
-                    inside.counts.conflicts += 1;
-                    return Found::Conflict;
-                }
-                _ if no_cache => {}
-                Freshness::Fresh => {
-                    inside.counts.hits += 1;
-                    let (age, fresh_for) = (entry.life.age(now), entry.life.fresh_for(now));
-                    return Found::Kept(entry.value.clone(), Served::Hit { age, fresh_for });
-                }
-                // Only answers have such a time.
-                Freshness::Revalidate => {
-                    if let Ok(tape) = entry.value.clone() {
-                        inside.counts.hits += 1;
-                        inside.counts.stale += 1;
-                        let served = entry.stale(now);
-                        let refresh = match &aloft {
-                            Some(_) if self.replay.spawns => Refresh::Runs,
-                            Some(flight) => Refresh::Joined(flight.clone()),
-                            None => Refresh::Leads(self.begin(inside, key.clone(), fingerprint)),
-                        };
-                        if let Refresh::Leads(flight) = &refresh
-                            && !self.replay.spawns
-                            && let Some(mut entry) = inside.kept.peek_mut(&key)
-                        {
-                            _displaced = entry.refresh.replace(flight.clone());
-                        }
-                        return Found::Stale(tape, served, refresh);
-                    }
-                }
+        let (_displaced, aloft);
+        let mut inside = lock(&part.busy.0);
+        let inside = &mut *inside;
+        // It may have landed since.
+        let seen = sight().unwrap_or(Seen::Nothing);
+        aloft = inside.flights.get(&key).and_then(Weak::upgrade);
+        match seen {
+            Seen::Fresh(value, age) => return Found::hit(value, age),
+            Seen::Conflict => {
+                inside.counts.conflicts += 1;
+                return Found::Conflict;
             }
+            Seen::Stale(tape, age) => {
+                let served = stale(age);
+                inside.counts.stale_hits += 1;
+                let refresh = match &aloft {
+                    Some(_) if self.replay.spawns => Refresh::Runs,
+                    Some(flight) => Refresh::Joined(flight.clone()),
+                    None => Refresh::Leads(self.begin(inside, key.clone(), fingerprint)),
+                };
+                if let Refresh::Leads(flight) = &refresh
+                    && !self.replay.spawns
+                {
+                    let replace = |entry: &mut Entry<K, T>| entry.refresh.replace(flight.clone());
+                    _displaced = part.kept.change(&key, replace);
+                }
+                return Found::Stale(tape, served, refresh);
+            }
+            Seen::Nothing => {}
         }
 
         match &aloft {
@@ -192,46 +194,42 @@ impl<K: Hash + Eq + Clone, T> Table<K, T> {
     /// What was kept is served no more, and who asks from now on does not join a call that is under way.
     pub(crate) fn invalidate(&self, key: &K) {
         let key = Hashed::new(&self.hasher, key.clone());
+        let part = self.part(key.hash);
         let _left;
-        let mut part = lock(self.part(key.hash));
-        let inside = &mut *part;
+        let mut inside = lock(&part.busy.0);
         inside.flights.remove(&key);
-        _left = inside.kept.remove(&key);
+        _left = part.kept.remove(&mut inside.ledger, &key);
     }
 
     /// [`invalidate`](Self::invalidate) for all keys.
     pub(crate) fn clear(&self) {
         for part in &self.parts {
-            let mut left = Vec::new();
-            let mut part = lock(&part.0);
-            part.flights.clear();
-            left.extend(part.kept.drain());
+            let _left;
+            let mut inside = lock(&part.busy.0);
+            inside.flights.clear();
+            _left = part.kept.retain(&mut inside.ledger, |_| false);
         }
     }
 
     pub(crate) fn stats(&self) -> Stats {
         let mut stats = Stats { bypassed: self.bypassed.load(Relaxed), ..Stats::default() };
-        let now = Instant::now();
+        let (now, windows) = (Instant::now(), self.replay.windows);
         for part in &self.parts {
-            let left = RefCell::new(Vec::new());
-            let mut part = lock(&part.0);
+            let _left;
+            let mut inside = lock(&part.busy.0);
             // What serves no more is not there any more.
-            part.kept.retain(|_, entry| {
-                let serves = entry.life.at(now) != Freshness::Gone;
-                if !serves {
-                    left.borrow_mut().push(entry.clone());
-                }
-                serves
-            });
-            let Counts { hits, stale, misses, collapsed, conflicts } = part.counts;
-            stats.hits += hits;
-            stats.stale += stale;
+            _left = part
+                .kept
+                .retain(&mut inside.ledger, |entry| entry.life.at(now, windows).0 != Freshness::Gone);
+            let Counts { stale_hits, stood_in, misses, collapsed, conflicts } = inside.counts;
+            stats.hits += stale_hits + part.kept.hits(&inside.ledger);
+            stats.stale += stale_hits + stood_in;
             stats.misses += misses;
             stats.collapsed += collapsed;
             stats.conflicts += conflicts;
-            stats.in_flight += part.flights.values().filter(|aloft| aloft.strong_count() > 0).count();
-            stats.entries += part.kept.len();
-            stats.bytes += part.kept.iter().map(|(_, entry)| entry.size).sum::<u64>();
+            stats.in_flight += inside.flights.values().filter(|aloft| aloft.strong_count() > 0).count();
+            stats.entries += inside.ledger.entries();
+            stats.bytes += inside.ledger.bytes();
         }
         stats
     }
@@ -240,41 +238,47 @@ impl<K: Hash + Eq + Clone, T> Table<K, T> {
 impl<K: Eq, T> Table<K, T> {
     /// A stale answer for a call that failed.
     pub(crate) fn stand_in(&self, flight: &Flight<K, T>) -> Option<(Arc<T>, Served)> {
-        let part = lock(self.part(flight.key.hash));
-        let entry = part.kept.peek(&flight.key).filter(|entry| entry.fingerprint == flight.fingerprint)?;
         let now = Instant::now();
-        let tape = entry.value.as_ref().ok().filter(|_| entry.life.stands_in(now))?.clone();
-        Some((tape, entry.stale(now)))
+        let part = self.part(flight.key.hash);
+        let _inside = lock(&part.busy.0);
+        let stands_in = |entry: &Entry<K, T>| {
+            let is_same = entry.fingerprint.as_deref() == flight.fingerprint.as_ref();
+            let tape = entry.value.as_ref().ok().filter(|_| is_same)?;
+            Some((tape.clone(), stale(entry.life.stands_in(now, self.replay.windows)?)))
+        };
+        part.kept.look(&flight.key, |entry, _| stands_in(entry)).flatten()
     }
 
     /// A caller whose call failed was answered all the same.
     pub(crate) fn stood_in(&self, flight: &Flight<K, T>) {
-        lock(self.part(flight.key.hash)).counts.stale += 1;
+        lock(&self.part(flight.key.hash).busy.0).counts.stood_in += 1;
     }
 
     /// The call is over and its answer is kept, unless it was invalidated.
     pub(crate) fn land(&self, flight: &Flight<K, T>, value: Value<T>, size: usize, terms: Terms) {
-        let mut left = Vec::new();
-        let life = Lifetime::new(Instant::now(), terms);
-        let mut part = lock(self.part(flight.key.hash));
-        let inside = &mut *part;
+        let part = self.part(flight.key.hash);
+        let entry = Entry {
+            value,
+            life: Lifetime::new(Instant::now(), terms),
+            fingerprint: flight.fingerprint.map(Box::new),
+            refresh: None,
+        };
+        let _left;
+        let mut inside = lock(&part.busy.0);
         if let Some(key) = inside.take(flight) {
-            let (fingerprint, size) = (flight.fingerprint, size as u64);
-            left.extend(inside.kept.peek(&key).cloned());
-            let entry = Entry { value, life, fingerprint, size, refresh: None };
-            inside.kept.insert_with_lifecycle(key, entry, &mut left);
+            _left = part.kept.insert(&mut inside.ledger, key, entry, size as u64);
         }
     }
 
     /// Nobody joins the call any more and it is not kept. `supersedes`: nor is what was kept before.
     pub(crate) fn leave(&self, flight: &Flight<K, T>, supersedes: bool) {
+        let part = self.part(flight.key.hash);
         let _left;
-        let mut part = lock(self.part(flight.key.hash));
-        let inside = &mut *part;
+        let mut inside = lock(&part.busy.0);
         if let Some(key) = inside.take(flight)
             && supersedes
         {
-            _left = inside.kept.remove(&key);
+            _left = part.kept.remove(&mut inside.ledger, &key);
         }
     }
 }
@@ -282,86 +286,65 @@ impl<K: Eq, T> Table<K, T> {
 impl<K: Eq, T> Inside<K, T> {
     /// The flight's place, if it still has it.
     fn take(&mut self, flight: &Flight<K, T>) -> Option<Hashed<K>> {
-        let aloft = self.flights.get(&flight.key)?;
+        let (key, aloft) = self.flights.remove_entry(&flight.key)?;
         if !ptr::eq(aloft.as_ptr(), flight) {
+            self.flights.insert(key, aloft);
             return None;
         }
         flight.aloft.store(false, Relaxed);
-        self.flights.remove_entry(&flight.key).map(|(key, _)| key)
+        Some(key)
     }
 }
 
-/// How much a part holds, and what an answer weighs.
-///
-/// Neither bound is passed if no answer weighs less than all bytes over all entries, and each byte as much as entries fit.
-fn bounds<T>(replay: &Replay<T>, parts: usize) -> (Options, Weight) {
-    let entries = (replay.max_entries / parts).max(1);
-    let byte = entries as u64;
-    let bytes = (replay.max_bytes / parts as u64).clamp(1, (1 << 62) / byte);
-    let capacity = bytes * byte;
-    let options = OptionsBuilder::new()
-        // The room that is made at once.
-        .estimated_items_capacity(entries.min(ENTRIES_A_PART))
-        .weight_capacity(capacity)
-        .hot_allocation(HOT)
-        .build()
-        .expect("both capacities are given");
-    // What is heavier than the hot part is not let in at all.
-    let heaviest = ((capacity as f64 * HOT) as u64).max(1);
-    (options, Weight { byte, least: bytes.min(heaviest) })
+/// What a caller finds kept.
+enum Seen<T> {
+    Fresh(Value<T>, Age),
+    Stale(Arc<T>, Age),
+    Conflict,
+    /// Nothing that he may have.
+    Nothing,
 }
 
-/// The share of what is kept that is not the first to go: quick_cache's default.
-const HOT: f64 = 0.97;
-
-impl<K, T> Entry<K, T> {
-    fn stale(&self, now: Instant) -> Served {
-        Served::Stale { age: self.life.age(now), stale_for: self.life.stale_for(now) }
+impl<K, T> Found<K, T> {
+    fn hit(value: Value<T>, age: Age) -> Self {
+        Self::Kept(value, Served::Hit { age: age.since, fresh_for: age.fresh_for() })
     }
 }
 
-impl<K, T> Clone for Entry<K, T> {
-    fn clone(&self) -> Self {
-        let Self { value, life, fingerprint, size, refresh } = self;
-        Self {
-            value: value.clone(),
-            life: *life,
-            fingerprint: *fingerprint,
-            size: *size,
-            refresh: refresh.clone(),
+impl<K, T> Table<K, T> {
+    /// What this is for a call with this fingerprint, which may want a new answer.
+    #[inline]
+    fn seen(
+        &self,
+        entry: &Entry<K, T>,
+        (fingerprint, no_cache): (Option<&Fingerprint>, bool),
+        asked: &mut Asked<'_>,
+    ) -> Seen<T> {
+        let (freshness, age) = entry.life.at(Instant::now(), self.replay.windows);
+        match (freshness, &entry.value) {
+            (Freshness::IfError | Freshness::Gone, _) => Seen::Nothing,
+            _ if entry.fingerprint.as_deref() != fingerprint => Seen::Conflict,
+            _ if no_cache => Seen::Nothing,
+            (Freshness::Fresh, value) => {
+                asked.hit();
+                Seen::Fresh(value.clone(), age)
+            }
+            // Only answers have such a time.
+            (Freshness::Revalidate, Ok(tape)) => Seen::Stale(tape.clone(), age),
+            (Freshness::Revalidate, Err(_)) => Seen::Nothing,
         }
     }
 }
 
-#[derive(Clone, Copy)]
-struct Weight {
-    byte: u64,
-    least: u64,
-}
-
-impl<K, T> Weighter<Hashed<K>, Entry<K, T>> for Weight {
-    fn weight(&self, _: &Hashed<K>, entry: &Entry<K, T>) -> u64 {
-        // Half of what a sum can be: nothing of that size is let in.
-        entry.size.saturating_mul(self.byte).clamp(self.least, 1 << 63)
-    }
-}
-
-/// What is evicted is handed out, to be dropped where no lock is held.
-struct Evict;
-
-impl<K, T> Lifecycle<Hashed<K>, Entry<K, T>> for Evict {
-    type RequestState = Vec<Entry<K, T>>;
-
-    fn on_evict(&self, left: &mut Self::RequestState, _: Hashed<K>, entry: Entry<K, T>) {
-        left.push(entry);
-    }
+fn stale(age: Age) -> Served {
+    Served::Stale { age: age.since, stale_for: age.stale_for() }
 }
 
 /// A key that was hashed already.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Hashed<K> {
-    hash: u64,
-    key: K,
+    pub(crate) hash: u64,
+    pub(crate) key: K,
 }
 
 impl<K: Hash> Hashed<K> {

@@ -9,7 +9,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -192,15 +192,23 @@ fn a_reader_who_goes_leaves_no_waker_behind() {
         fn wake(self: Arc<Self>) {}
     }
     let (dedup, inner) = (kept(), Inner::default());
-    let [mut first, second] = [0; 2].map(|_| inner.ask(&dedup, ok));
+    let read = |answer: &mut Answer, waker: &Waker| {
+        assert!(Pin::new(answer.body_mut()).poll_frame(&mut Context::from_waker(waker)).is_pending());
+    };
+    let [mut first, mut second] = [0; 2].map(|_| inner.ask(&dedup, ok));
     let task = Arc::new(Task);
-    let waker = task.clone().into();
-    assert!(Pin::new(first.body_mut()).poll_frame(&mut Context::from_waker(&waker)).is_pending());
-    drop(waker);
-    assert_eq!(Arc::strong_count(&task), 2, "it waits");
+    read(&mut first, &task.clone().into());
+    assert!(Arc::strong_count(&task) > 1, "it waits");
+    read(&mut second, Waker::noop());
+    assert_eq!(Arc::strong_count(&task), 2, "it waits with the other one, and the body does not have it");
     drop(first);
     assert_eq!(Arc::strong_count(&task), 1);
+    // Alone with the body, which has its waker and goes with it.
     drop(second);
+    let mut alone = inner.ask(&dedup, ok);
+    read(&mut alone, &task.clone().into());
+    drop(alone);
+    assert_eq!(Arc::strong_count(&task), 1);
 }
 
 #[test]

@@ -11,7 +11,7 @@ fn table(entries: usize, bytes: u64) -> Arc<Table<u64, usize>> {
 }
 
 fn terms() -> Terms {
-    Terms { ttl: MINUTE, ..Terms::default() }
+    Terms { ttl: MINUTE, stale: true }
 }
 
 /// Asks, and lands the call if there is none yet.
@@ -39,7 +39,7 @@ fn as_many_entries_fit_as_there_may_be() {
 fn a_call_that_all_have_left_takes_no_room() {
     let table = table(1, 1);
     (0..10).for_each(|key| drop(table.find(Identity::new(key))));
-    assert!(table.parts.iter().all(|part| lock(&part.0).flights.is_empty()));
+    assert!(table.parts.iter().all(|part| lock(&part.busy.0).flights.is_empty()));
 }
 
 #[test]
