@@ -24,13 +24,29 @@ mod models;
 /// One call for many. It ends with the last of its seats and tickets.
 pub(crate) struct Flight<K, T> {
     relay: Relay<Execution<T>, Flown<T>>,
-    table: Weak<Table<K, T>>,
+    home: Home<K, T>,
     pub(crate) key: Hashed<K>,
     pub(crate) fingerprint: Option<Fingerprint>,
     /// Whether it is to be looked for in the table still. The table says so, under its lock.
     pub(crate) aloft: AtomicBool,
     /// [`Table::leave`], for where nothing is known of keys.
     leave: fn(&Table<K, T>, &Self, bool),
+}
+
+/// The table that a flight belongs to.
+pub(crate) enum Home<K, T> {
+    Held(Arc<Table<K, T>>),
+    /// It is the table that holds the flight.
+    Holds(Weak<Table<K, T>>),
+}
+
+impl<K, T> Home<K, T> {
+    fn with<R>(&self, with: impl FnOnce(&Table<K, T>) -> R) -> Option<R> {
+        match self {
+            Self::Held(table) => Some(with(table)),
+            Self::Holds(table) => table.upgrade().map(|table| with(&table)),
+        }
+    }
 }
 
 /// The call itself.
@@ -46,6 +62,13 @@ pub(crate) struct Recorded<T> {
 
 /// What is kept of a call: its answer, or its error.
 pub(crate) type Value<T> = Result<Arc<T>, SharedError>;
+
+/// What a caller gets of a call.
+pub(crate) enum Arrival<T> {
+    /// An answer that nobody else has, or will.
+    Own(T),
+    Shared(Outcome<T>),
+}
 
 /// What has come of a call.
 pub(crate) enum Outcome<T> {
@@ -70,7 +93,8 @@ impl<T> Clone for Outcome<T> {
 }
 
 struct Flown<T> {
-    outcome: Option<Outcome<T>>,
+    /// An answer that is not kept is whoever's comes first, if that is the only one.
+    arrival: Option<Arrival<T>>,
     /// It failed, and this is for those who may be answered with what was kept.
     stand_in: Option<(Arc<T>, Served)>,
     /// Of a response of which some is still to come.
@@ -86,25 +110,33 @@ impl<T> Results for Flown<T> {
     }
 
     fn panicked(&mut self) {
-        self.outcome = Some(Outcome::Panicked);
+        self.arrival = Some(Arrival::Shared(Outcome::Panicked));
     }
 }
 
 impl<T> Flown<T> {
-    fn outcome(&self, no_cache: bool) -> Option<Outcome<T>> {
-        match &self.stand_in {
-            Some((tape, served)) if !no_cache => Some(Outcome::StandIn(tape.clone(), *served)),
-            _ => self.outcome.clone(),
+    fn arrival(&mut self, no_cache: bool, is_alone: impl FnOnce() -> bool) -> Option<Arrival<T>> {
+        if let Some((tape, served)) = &self.stand_in
+            && !no_cache
+        {
+            return Some(Arrival::Shared(Outcome::StandIn(tape.clone(), *served)));
         }
+        let outcome = match self.arrival.take()? {
+            Arrival::Own(answer) if is_alone() => return Some(Arrival::Own(answer)),
+            Arrival::Own(answer) => Outcome::Done(Ok(Arc::new(answer))),
+            Arrival::Shared(outcome) => outcome,
+        };
+        self.arrival = Some(Arrival::Shared(outcome.clone()));
+        Some(Arrival::Shared(outcome))
     }
 }
 
 impl<K: Eq, T> Flight<K, T> {
     /// A call that [`start`](Self::start)s later: whoever joins it waits until it has.
-    pub(crate) fn new(table: Weak<Table<K, T>>, key: Hashed<K>, fingerprint: Option<Fingerprint>) -> Self {
-        let results = Flown { outcome: None, stand_in: None, verdict: Verdict::Share(None) };
+    pub(crate) fn new(home: Home<K, T>, key: Hashed<K>, fingerprint: Option<Fingerprint>) -> Self {
+        let results = Flown { arrival: None, stand_in: None, verdict: Verdict::Share(None) };
         let aloft = AtomicBool::new(true);
-        Self { relay: Relay::new(results), table, key, fingerprint, aloft, leave: Table::leave }
+        Self { relay: Relay::new(results), home, key, fingerprint, aloft, leave: Table::leave }
     }
 
     pub(crate) fn start(&self, make: impl FnOnce() -> Execution<T>) {
@@ -117,11 +149,13 @@ impl<K: Eq, T> Flight<K, T> {
         });
     }
 
-    fn poll(&self, place: &mut Place, no_cache: bool, cx: &mut Context<'_>) -> Poll<Outcome<T>> {
+    fn poll(self: &Arc<Self>, place: &mut Place, no_cache: bool, cx: &mut Context<'_>) -> Poll<Arrival<T>> {
+        // Nobody finds it in the table any more, and those who did have gone.
+        let is_alone = || !self.aloft.load(Relaxed) && Arc::strong_count(self) == 1;
         self.relay.poll(
             place,
             cx,
-            |flown| flown.outcome(no_cache),
+            |flown| flown.arrival(no_cache, is_alone),
             |execution, cx| {
                 // A call that panics leaves before it is known to have: nobody joins it then.
                 let leaves = Leaves(self);
@@ -134,53 +168,56 @@ impl<K: Eq, T> Flight<K, T> {
 
     /// What becomes of the call's result. If all of it is there the call leaves the table, and is kept if it may be.
     fn land(&self, result: Result<Recorded<T>, BoxError>) -> Flown<T> {
-        let table = self.table.upgrade();
-        let table = table.as_deref();
         let failed = match &result {
             Ok(recorded) => matches!(recorded.verdict, Verdict::Failure | Verdict::PrivateFailure),
             Err(_) => true,
         };
-        let stand_in = table.filter(|_| failed).and_then(|table| table.stand_in(self));
-        let (outcome, verdict) = match result {
+        let stand_in = failed.then(|| self.home.with(|table| table.stand_in(self))).flatten().flatten();
+        let (arrival, verdict) = match result {
             Ok(Recorded { tape, verdict, size }) => {
-                let tape = Arc::new(tape);
-                let is_private = matches!(verdict, Verdict::Private | Verdict::PrivateFailure);
-                match (table, size) {
-                    (None, _) => {}
-                    (Some(table), _) if is_private || stand_in.is_some() => table.leave(self, !failed),
-                    (Some(table), Some(size)) => self.keep(table, &tape, verdict, size),
-                    (Some(_), None) => {}
-                }
-                (if is_private { Outcome::Private(tape) } else { Outcome::Done(Ok(tape)) }, verdict)
+                let arrival = match (verdict, size) {
+                    (Verdict::Private | Verdict::PrivateFailure, _) => {
+                        self.leave(!failed);
+                        Arrival::Shared(Outcome::Private(Arc::new(tape)))
+                    }
+                    _ if stand_in.is_some() => {
+                        self.leave(false);
+                        Arrival::Own(tape)
+                    }
+                    (_, Some(size)) => self.keep(tape, verdict, size),
+                    (_, None) => Arrival::Own(tape),
+                };
+                (arrival, verdict)
             }
             Err(error) => {
                 let error = SharedError::new(error);
-                match table.map(|table| (table, table.replay.keep_error())) {
-                    Some((table, Some(terms))) if stand_in.is_none() => {
+                self.home.with(|table| match table.replay.keep_error() {
+                    Some(terms) if stand_in.is_none() => {
                         table.land(self, Err(error.clone()), size_of::<SharedError>(), terms);
                     }
-                    Some((table, _)) => table.leave(self, false),
-                    None => {}
-                }
-                (Outcome::Done(Err(error)), Verdict::Failure)
+                    _ => table.leave(self, false),
+                });
+                (Arrival::Shared(Outcome::Done(Err(error))), Verdict::Failure)
             }
         };
-        Flown { outcome: Some(outcome), stand_in, verdict }
+        Flown { arrival: Some(arrival), stand_in, verdict }
     }
 
     /// Keeps an answer of which all is there, if it may be kept.
-    fn keep(&self, table: &Table<K, T>, tape: &Arc<T>, verdict: Verdict, size: usize) {
-        match table.replay.keep(tape, verdict, size) {
-            Some((terms, size)) => table.land(self, Ok(tape.clone()), size, terms),
-            None => table.leave(self, verdict != Verdict::Failure),
-        }
+    fn keep(&self, tape: T, verdict: Verdict, size: usize) -> Arrival<T> {
+        let kept = self.home.with(|table| table.replay.keep(&tape, verdict, size));
+        let Some((terms, size)) = kept.flatten() else {
+            self.leave(verdict != Verdict::Failure);
+            return Arrival::Own(tape);
+        };
+        let tape = Arc::new(tape);
+        self.home.with(|table| table.land(self, Ok(tape.clone()), size, terms));
+        Arrival::Shared(Outcome::Done(Ok(tape)))
     }
 
     /// From now on nobody joins. `supersedes`: what was kept before is not to be served any more.
     fn leave(&self, supersedes: bool) {
-        if let Some(table) = self.table.upgrade() {
-            table.leave(self, supersedes);
-        }
+        self.home.with(|table| table.leave(self, supersedes));
     }
 }
 
@@ -190,13 +227,17 @@ impl<K: Eq + Send + Sync, T: Send + Sync> Landing<T> for Flight<K, T> {
         if !self.aloft.load(Relaxed) {
             return;
         }
-        let (outcome, verdict) = self.relay.look(|flown| (flown.outcome.clone(), flown.verdict));
-        if let Some(Outcome::Done(Ok(tape))) = outcome {
-            let Some(table) = self.table.upgrade() else { return };
-            let leaves = Leaves(self);
-            self.keep(&table, &tape, verdict, size);
-            leaves.not();
-        }
+        let flown = self.relay.look(|flown| match &flown.arrival {
+            Some(Arrival::Shared(Outcome::Done(Ok(tape)))) => Some((tape.clone(), flown.verdict)),
+            _ => None,
+        });
+        let Some((tape, verdict)) = flown else { return };
+        let leaves = Leaves(self);
+        self.home.with(|table| match table.replay.keep(&tape, verdict, size) {
+            Some((terms, size)) => table.land(self, Ok(tape), size, terms),
+            None => table.leave(self, verdict != Verdict::Failure),
+        });
+        leaves.not();
     }
 
     fn detach(&self) {
@@ -206,10 +247,8 @@ impl<K: Eq + Send + Sync, T: Send + Sync> Landing<T> for Flight<K, T> {
 
 impl<K, T> Drop for Flight<K, T> {
     fn drop(&mut self) {
-        if *self.aloft.get_mut()
-            && let Some(table) = self.table.upgrade()
-        {
-            (self.leave)(&table, self, false);
+        if *self.aloft.get_mut() {
+            self.home.with(|table| (self.leave)(table, self, false));
         }
     }
 }
@@ -253,15 +292,13 @@ impl<K: Eq, T> Seat<K, T> {
         self.leads
     }
 
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Outcome<T>> {
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Arrival<T>> {
         self.flight.poll(&mut self.place, self.no_cache, cx)
     }
 
     /// The caller is answered with what stands in.
     pub(crate) fn stood_in(&self) {
-        if let Some(table) = self.flight.table.upgrade() {
-            table.stood_in(&self.flight);
-        }
+        self.flight.home.with(|table| table.stood_in(&self.flight));
     }
 }
 

@@ -12,7 +12,7 @@ use tower_service::Service;
 use crate::{
     NAME, Served, Share, Ticket,
     execution::Call,
-    flight::{Outcome, Seat, Value},
+    flight::{Arrival, Outcome, Seat, Value},
 };
 
 pin_project! {
@@ -87,20 +87,28 @@ where
                 StageProjection::Passing { seat, tape, served } => {
                     let mut seat = seat.take().expect("polled after completion");
                     let response = match seat.poll(cx) {
-                        Poll::Ready(Outcome::Done(Ok(tape))) => this.share.play(&tape, seat.ticket()),
+                        Poll::Ready(Arrival::Own(tape)) => this.share.play(&tape, seat.ticket()),
+                        Poll::Ready(Arrival::Shared(Outcome::Done(Ok(tape)))) => {
+                            this.share.play(&tape, seat.ticket())
+                        }
                         _ => this.share.play(tape, Ticket::kept(*served)),
                     };
                     return Poll::Ready(Ok(response));
                 }
                 StageProjection::Waiting { seat, instead } => {
                     let waiting = seat.as_mut().expect("polled after completion");
-                    let outcome = ready!(waiting.poll(cx));
+                    let arrival = ready!(waiting.poll(cx));
                     let seat = seat.take().expect("it was there just now");
-                    match outcome {
-                        Outcome::Private(_) if !seat.leads() => {
+                    match arrival {
+                        Arrival::Own(tape) => {
+                            return Poll::Ready(Ok(this.share.play(&tape, seat.ticket())));
+                        }
+                        Arrival::Shared(Outcome::Private(_)) if !seat.leads() => {
                             instead.take().expect("whoever follows has a request of its own")
                         }
-                        outcome => return Poll::Ready(arrived(outcome, seat, this.share)),
+                        Arrival::Shared(outcome) => {
+                            return Poll::Ready(arrived(outcome, seat, this.share));
+                        }
                     }
                 }
                 StageProjection::Alone { call } => {

@@ -134,6 +134,9 @@ impl<K: Eq, V> Kept<K, V> {
     /// What `look` says of the place of what is kept under this key.
     #[inline]
     fn at<R>(&self, key: &Hashed<K>, look: impl FnOnce(u32, &mut Spot<K, V>) -> Option<R>) -> Option<R> {
+        if self.most == 0 {
+            return None;
+        }
         let search = self.index().search(key.hash);
         for place in search {
             let mut spot = lock(self.place(place));
@@ -148,7 +151,7 @@ impl<K: Eq, V> Kept<K, V> {
     /// is not kept.
     pub(crate) fn insert(&self, ledger: &mut Ledger, key: Hashed<K>, value: V, size: u64) -> Left<K, V> {
         let mut left: Left<K, V> = self.remove(ledger, &key).into_iter().collect();
-        if size > self.most_bytes {
+        if size > self.most_bytes || self.most == 0 {
             left.push((key, value));
             return left;
         }

@@ -142,6 +142,11 @@ impl<T> Replay<T> {
         }
     }
 
+    /// Whether anything is ever kept.
+    pub(crate) const fn keeps(&self) -> bool {
+        self.ttl.is_some()
+    }
+
     /// For how long `tape`, which is complete, is kept, and how many bytes it has; `None` if it is not.
     pub(crate) fn keep(&self, tape: &T, verdict: Verdict, size: usize) -> Option<(Terms, usize)> {
         let longest = match verdict {

@@ -12,7 +12,7 @@ use tower_service::Service;
 use crate::{
     Identity, ResponseFuture, Share,
     execution::Record,
-    flight::{Flight, Outcome, Seat},
+    flight::{Arrival, Flight, Outcome, Seat},
     table::{Found, Refresh, Table},
 };
 
@@ -126,7 +126,8 @@ impl<S, K: Eq, T, X: Clone, F> Deduplicate<S, K, T, X, F> {
         let Some(runtime) = runtime else { return Some(seat) };
         let share = self.share.clone();
         runtime.spawn(async move {
-            if let Outcome::Done(Ok(tape)) = poll_fn(|cx| seat.poll(cx)).await {
+            // Whoever is alone with a stream is not alone with its answer: it is in the table until all of it is there.
+            if let Arrival::Shared(Outcome::Done(Ok(tape))) = poll_fn(|cx| seat.poll(cx)).await {
                 let ticket = seat.ticket();
                 drop(seat);
                 share.rest(&tape, ticket).await;

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use crate::{
     Fingerprint, Identity, Replay, Served, Stats,
-    flight::{Flight, Value},
+    flight::{Flight, Home, Value},
     kept::{Asked, Kept, Ledger},
     lifetime::{Age, Freshness, Lifetime, Terms},
     sync::{Mutex, lock},
@@ -98,7 +98,8 @@ impl<K: Eq, T> Table<K, T> {
     pub(crate) fn new(replay: Replay<T>) -> Self {
         let parts = (replay.max_entries / ENTRIES_A_PART).clamp(1, MOST_PARTS);
         let parts = 1_usize << parts.ilog2();
-        let (entries, bytes) = (replay.max_entries / parts, replay.max_bytes / parts as u64);
+        let entries = if replay.keeps() { replay.max_entries / parts } else { 0 };
+        let bytes = replay.max_bytes / parts as u64;
         let part = || {
             let inside =
                 Inside { flights: HashMap::default(), ledger: Ledger::new(), counts: Counts::default() };
@@ -151,7 +152,14 @@ impl<K: Hash + Eq + Clone, T> Table<K, T> {
                 let refresh = match &aloft {
                     Some(_) if self.replay.spawns => Refresh::Runs,
                     Some(flight) => Refresh::Joined(flight.clone()),
-                    None => Refresh::Leads(self.begin(inside, key.clone(), fingerprint)),
+                    None => {
+                        let home = if self.replay.spawns {
+                            Home::Held(self.clone())
+                        } else {
+                            Home::Holds(Arc::downgrade(self))
+                        };
+                        Refresh::Leads(Self::begin(home, inside, key.clone(), fingerprint))
+                    }
                 };
                 if let Refresh::Leads(flight) = &refresh
                     && !self.replay.spawns
@@ -175,18 +183,18 @@ impl<K: Hash + Eq + Clone, T> Table<K, T> {
             }
             None => {
                 inside.counts.misses += 1;
-                Found::Leads(self.begin(inside, key, fingerprint))
+                Found::Leads(Self::begin(Home::Held(self.clone()), inside, key, fingerprint))
             }
         }
     }
 
     fn begin(
-        self: &Arc<Self>,
+        home: Home<K, T>,
         inside: &mut Inside<K, T>,
         key: Hashed<K>,
         fingerprint: Option<Fingerprint>,
     ) -> Arc<Flight<K, T>> {
-        let flight = Arc::new(Flight::new(Arc::downgrade(self), key.clone(), fingerprint));
+        let flight = Arc::new(Flight::new(home, key.clone(), fingerprint));
         inside.flights.insert(key, Arc::downgrade(&flight));
         flight
     }

@@ -99,9 +99,12 @@ impl Caller {
         self.task.0.store(false, SeqCst);
         let waker = Waker::from(self.task.clone());
         let Some(seat) = &mut self.seat else { return };
-        if let Poll::Ready(outcome) = seat.poll(&mut Context::from_waker(&waker)) {
-            let Outcome::Done(Ok(answer)) = outcome else { unreachable!("the call succeeds") };
-            self.answer = Some(*answer);
+        if let Poll::Ready(arrival) = seat.poll(&mut Context::from_waker(&waker)) {
+            self.answer = match arrival {
+                Arrival::Own(answer) => Some(answer),
+                Arrival::Shared(Outcome::Done(Ok(answer))) => Some(*answer),
+                Arrival::Shared(_) => unreachable!("the call succeeds"),
+            };
             self.seat = None;
         }
     }

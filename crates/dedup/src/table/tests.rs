@@ -60,7 +60,10 @@ fn nothing_is_dropped_under_a_lock() {
         fn drop(&mut self) {
             if let Some(table) = self.0.take() {
                 table.stats();
-                table.leave(&Flight::new(Weak::new(), Hashed::new(&table.hasher, 1), None), false);
+                table.leave(
+                    &Flight::new(Home::Holds(Weak::new()), Hashed::new(&table.hasher, 1), None),
+                    false,
+                );
             }
         }
     }
