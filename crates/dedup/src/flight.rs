@@ -74,8 +74,8 @@ pub(crate) enum Arrival<T> {
 pub(crate) enum Outcome<T> {
     /// For all.
     Done(Value<T>),
-    /// It failed, and this stands in.
-    StandIn(Arc<T>, Served),
+    /// It failed, and this stands in. Apart, since it is large and rare.
+    StandIn(Box<(Arc<T>, Served)>),
     /// For the one whose request was sent.
     Private(Arc<T>),
     Panicked,
@@ -85,7 +85,7 @@ impl<T> Clone for Outcome<T> {
     fn clone(&self) -> Self {
         match self {
             Self::Done(value) => Self::Done(value.clone()),
-            Self::StandIn(tape, served) => Self::StandIn(tape.clone(), *served),
+            Self::StandIn(stand_in) => Self::StandIn(stand_in.clone()),
             Self::Private(tape) => Self::Private(tape.clone()),
             Self::Panicked => Self::Panicked,
         }
@@ -96,7 +96,7 @@ struct Flown<T> {
     /// An answer that is not kept is whoever's comes first, if that is the only one.
     arrival: Option<Arrival<T>>,
     /// It failed, and this is for those who may be answered with what was kept.
-    stand_in: Option<(Arc<T>, Served)>,
+    stand_in: Option<Box<(Arc<T>, Served)>>,
     /// Of a response of which some is still to come.
     verdict: Verdict,
 }
@@ -115,11 +115,12 @@ impl<T> Results for Flown<T> {
 }
 
 impl<T> Flown<T> {
+    #[inline]
     fn arrival(&mut self, no_cache: bool, is_alone: impl FnOnce() -> bool) -> Option<Arrival<T>> {
-        if let Some((tape, served)) = &self.stand_in
+        if let Some(stand_in) = &self.stand_in
             && !no_cache
         {
-            return Some(Arrival::Shared(Outcome::StandIn(tape.clone(), *served)));
+            return Some(Arrival::Shared(Outcome::StandIn(stand_in.clone())));
         }
         let outcome = match self.arrival.take()? {
             Arrival::Own(answer) if is_alone() => return Some(Arrival::Own(answer)),
@@ -172,7 +173,7 @@ impl<K: Eq, T> Flight<K, T> {
             Ok(recorded) => matches!(recorded.verdict, Verdict::Failure | Verdict::PrivateFailure),
             Err(_) => true,
         };
-        let stand_in = failed.then(|| self.home.with(|table| table.stand_in(self))).flatten().flatten();
+        let stand_in = failed.then(|| self.home.with(|table| table.stand_in(self))).flatten().flatten().map(Box::new);
         let (arrival, verdict) = match result {
             Ok(Recorded { tape, verdict, size }) => {
                 let arrival = match (verdict, size) {

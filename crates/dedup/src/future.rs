@@ -133,7 +133,8 @@ where
 {
     match outcome {
         Outcome::Done(Ok(tape)) | Outcome::Private(tape) => Ok(share.play(&tape, seat.ticket())),
-        Outcome::StandIn(tape, served) => {
+        Outcome::StandIn(stand_in) => {
+            let (tape, served) = *stand_in;
             seat.stood_in();
             Ok(share.play(&tape, Ticket::kept(served)))
         }
