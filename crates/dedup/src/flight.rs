@@ -173,7 +173,8 @@ impl<K: Eq, T> Flight<K, T> {
             Ok(recorded) => matches!(recorded.verdict, Verdict::Failure | Verdict::PrivateFailure),
             Err(_) => true,
         };
-        let stand_in = failed.then(|| self.home.with(|table| table.stand_in(self))).flatten().flatten().map(Box::new);
+        let stand_in =
+            failed.then(|| self.home.with(|table| table.stand_in(self))).flatten().flatten().map(Box::new);
         let (arrival, verdict) = match result {
             Ok(Recorded { tape, verdict, size }) => {
                 let arrival = match (verdict, size) {

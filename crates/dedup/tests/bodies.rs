@@ -320,6 +320,21 @@ fn trailers_are_shared_too() {
     }
 }
 
+/// What is dropped gives back all that it weighed: a reader may stay behind by as much at the end as at the beginning.
+#[test]
+fn a_long_body_holds_as_much_at_its_end_as_at_its_beginning() {
+    let dedup = Dedup::sharing(Frames::new().max_body(1_000), Replay::ttl(SECOND));
+    let inner = Inner::default();
+    let [mut fast, mut slow] = [0; 2].map(|_| inner.ask(&dedup, ok));
+    for n in 0..200 {
+        inner.send(0, [Part::Data("x")]);
+        assert_eq!(data(&mut fast), "x");
+        if n >= 8 {
+            assert_eq!(data(&mut slow), "x", "after {n}");
+        }
+    }
+}
+
 #[test]
 fn a_body_that_is_too_long_goes_on_unshared_and_a_slow_reader_is_told() {
     let dedup = Dedup::sharing(Frames::new().max_body(1_000), Replay::ttl(SECOND));

@@ -1,4 +1,9 @@
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    io::Write,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use bartizan_core::BoxError;
 use bytes::Bytes;
@@ -41,7 +46,7 @@ impl Frames {
         Self { max_body: 1 << 20, keeps_no_cache: false }
     }
 
-    /// How many bytes of a body are held at most; a frame counts for some 80 bytes beside its data. 1 MiB by default.
+    /// How many bytes of a body are held at most; a frame counts for at most 80 bytes beside its data. 1 MiB by default.
     ///
     /// With 0 no response that has a body is kept, or joined once it runs.
     #[must_use]
@@ -81,6 +86,8 @@ impl<K: Eq> Dedup<K, Recording, Frames> {
 pub struct Recording {
     head: Parts,
     reel: Arc<Reel>,
+    /// The headers with a place for each that a hit adds, so that a clone of them does not grow.
+    kept: OnceLock<HeaderMap>,
 }
 
 impl Recording {
@@ -106,16 +113,60 @@ impl Recording {
 
     fn play<B>(&self, ticket: Ticket<Self>) -> Response<Playback<B>> {
         let served = ticket.served();
-        let reader = Reader::new(self.reel.clone(), ticket);
-        let mut response = Response::from_parts(self.head.clone(), Playback::shared(reader));
-        if let Served::Hit { age, .. } | Served::Stale { age, .. } = served {
-            let age = age.saturating_add(cache_control::age(&self.head.headers));
-            response.headers_mut().insert(AGE, age.as_secs().into());
-        }
-        tell(&mut response, served);
+        let mut response = Response::new(Playback::shared(Reader::new(self.reel.clone(), ticket)));
+        let Parts { status, version, headers, extensions, .. } = &self.head;
+        *response.status_mut() = *status;
+        *response.version_mut() = *version;
+        *response.extensions_mut() = extensions.clone();
+        *response.headers_mut() = match served {
+            Served::Hit { age, .. } | Served::Stale { age, .. } => {
+                let mut kept = self.kept.get_or_init(|| with_places(headers)).clone();
+                let age = age.saturating_add(cache_control::age(headers));
+                kept.insert(AGE, seconds(age.as_secs()));
+                kept
+            }
+            _ => headers.clone(),
+        };
+        tell(&mut response, served, headers.contains_key(CACHE_STATUS));
         response
     }
 }
+
+/// As they are, with something in the place of each header that a hit adds.
+fn with_places(headers: &HeaderMap) -> HeaderMap {
+    let mut headers = headers.clone();
+    for name in [AGE, CACHE_STATUS] {
+        headers.entry(name).or_insert(HeaderValue::from_static(""));
+    }
+    headers
+}
+
+/// Short times need no allocation.
+fn seconds(seconds: u64) -> HeaderValue {
+    let Some(digits) = usize::try_from(seconds).ok().and_then(|seconds| NUMBERS.get(seconds)) else {
+        return seconds.into();
+    };
+    let [_, tens @ ..] = digits;
+    let [_, ones @ ..] = tens;
+    let digits: &[u8] = match seconds {
+        0..10 => ones,
+        10..100 => tens,
+        _ => digits,
+    };
+    HeaderValue::from_static(str::from_utf8(digits).expect("digits"))
+}
+
+/// All numbers of three digits, from `000` on.
+static NUMBERS: [[u8; 3]; 1_000] = {
+    let mut numbers = [[0; 3]; 1_000];
+    let mut number = 0;
+    while number < 1_000 {
+        numbers[number] =
+            [b'0' + (number / 100) as u8, b'0' + (number / 10 % 10) as u8, b'0' + (number % 10) as u8];
+        number += 1;
+    }
+    numbers
+};
 
 impl fmt::Debug for Recording {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -136,7 +187,8 @@ where
         let (head, body) = response.into_parts();
         let length = head.headers.get(CONTENT_LENGTH);
         let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
-        Recording { head, reel: Arc::new(Reel::new(body, length, self.max_body)) }
+        let reel = Arc::new(Reel::new(body, length, self.max_body));
+        Recording { head, reel, kept: OnceLock::new() }
     }
 
     fn complete(&self, recording: &Recording) -> Option<usize> {
@@ -170,7 +222,8 @@ where
 
     fn pass(&self, response: Response<B>) -> Self::Response {
         let mut response = response.map(Playback::own);
-        tell(&mut response, Served::Bypassed);
+        let others = response.headers().contains_key(CACHE_STATUS);
+        tell(&mut response, Served::Bypassed, others);
         response
     }
 
@@ -181,19 +234,41 @@ where
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
-/// Tells where a response comes from, in an extension and in `Cache-Status` (RFC 9211).
-fn tell<B>(response: &mut Response<B>, served: Served) {
+/// Tells where a response comes from, in an extension and in `Cache-Status` (RFC 9211), behind what `others` told there.
+fn tell<B>(response: &mut Response<B>, served: Served, others: bool) {
     let status = match served {
         Served::Miss => HeaderValue::from_static("bartizan; fwd=miss"),
         Served::Collapsed => HeaderValue::from_static("bartizan; fwd=miss; collapsed"),
         Served::Bypassed => HeaderValue::from_static("bartizan; fwd=bypass"),
-        Served::Hit { fresh_for, .. } => value(format_args!("bartizan; hit; ttl={}", fresh_for.as_secs())),
-        Served::Stale { stale_for, .. } => value(format_args!("bartizan; hit; ttl=-{}", stale_for.as_secs())),
+        Served::Hit { fresh_for, .. } => hit(format_args!("{}", fresh_for.as_secs())),
+        Served::Stale { stale_for, .. } => hit(format_args!("-{}", stale_for.as_secs())),
     };
-    response.headers_mut().append(CACHE_STATUS, status);
+    if others {
+        response.headers_mut().append(CACHE_STATUS, status);
+    } else {
+        response.headers_mut().insert(CACHE_STATUS, status);
+    }
     response.extensions_mut().insert(served);
 }
 
-fn value(text: fmt::Arguments<'_>) -> HeaderValue {
-    HeaderValue::try_from(text.to_string()).expect("a word, a name and a number")
+fn hit(ttl: fmt::Arguments<'_>) -> HeaderValue {
+    // Whole text in one piece: what has room left is moved once more.
+    let mut text = [0; 64];
+    let mut rest = &mut text[..];
+    write!(rest, "bartizan; hit; ttl={ttl}").expect("there is room for the longest number");
+    let left = rest.len();
+    HeaderValue::from_bytes(&text[..64 - left]).expect("a word, a name and a number")
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_written_as_numbers_are() {
+        for time in (0..1_100).chain([u64::MAX]) {
+            assert_eq!(seconds(time), time.to_string());
+        }
+        assert_eq!(hit(format_args!("-{}", u64::MAX)), format!("bartizan; hit; ttl=-{}", u64::MAX));
+    }
 }

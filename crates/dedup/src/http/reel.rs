@@ -48,7 +48,8 @@ struct Film {
 #[derive(Clone)]
 enum Piece {
     Data(Bytes),
-    Trailers(HeaderMap),
+    /// Apart, since they are large and rare.
+    Trailers(Box<HeaderMap>),
 }
 
 enum End {
@@ -69,6 +70,8 @@ impl End {
 
 /// What weighs on memory beside its bytes: the piece in the queue and what counts the references to it.
 const PIECE: usize = 2 * size_of::<Piece>();
+
+const _: () = assert!(PIECE <= 80, "`Frames::max_body` says so");
 
 /// What a body gave, and what it said of itself then.
 struct Step {
@@ -94,7 +97,7 @@ impl Results for Film {
             }
             Some(Ok(frame)) => match frame.into_data().map_err(Frame::into_trailers) {
                 Ok(data) => Piece::Data(data),
-                Err(Ok(trailers)) => Piece::Trailers(trailers),
+                Err(Ok(trailers)) => Piece::Trailers(Box::new(trailers)),
                 // There is no third kind; should there be one, it is not known how to share it.
                 Err(Err(_)) => return true,
             },
@@ -185,7 +188,7 @@ impl Piece {
     fn into_frame(self) -> Frame<Bytes> {
         match self {
             Self::Data(data) => Frame::data(data),
-            Self::Trailers(trailers) => Frame::trailers(trailers),
+            Self::Trailers(trailers) => Frame::trailers(*trailers),
         }
     }
 }
