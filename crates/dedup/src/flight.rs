@@ -12,7 +12,7 @@ use std::{
 use bartizan_core::BoxError;
 
 use crate::{
-    Fingerprint, SharedError, Verdict,
+    Fingerprint, Limits, SharedError, Verdict,
     relay::{Place, Relay, Results},
     share::{Landing, Served, Ticket},
     table::{Hashed, Table},
@@ -135,7 +135,7 @@ impl<T> Flown<T> {
 impl<K: Eq, T> Flight<K, T> {
     /// A call that [`start`](Self::start)s later: whoever joins it waits until it has.
     pub(crate) fn new(home: Home<K, T>, key: Hashed<K>, fingerprint: Option<Fingerprint>) -> Self {
-        let results = Flown { arrival: None, stand_in: None, verdict: Verdict::Share(None) };
+        let results = Flown { arrival: None, stand_in: None, verdict: Verdict::Share(Limits::none()) };
         let aloft = AtomicBool::new(true);
         Self { relay: Relay::new(results), home, key, fingerprint, aloft, leave: Table::leave }
     }

@@ -30,7 +30,7 @@ pub use identity::{Fingerprint, Identity};
 pub use layer::DedupLayer;
 pub use replay::{InvalidReplay, Replay};
 pub use service::Deduplicate;
-pub use share::{Served, Share, Ticket, Verdict, Whole};
+pub use share::{Limits, Served, Share, Ticket, Verdict, Whole};
 
 /// The layer's name in refusals.
 const NAME: &str = "dedup";

@@ -149,9 +149,9 @@ impl<T> Replay<T> {
 
     /// For how long `tape`, which is complete, is kept, and how many bytes it has; `None` if it is not.
     pub(crate) fn keep(&self, tape: &T, verdict: Verdict, size: usize) -> Option<(Terms, usize)> {
-        let longest = match verdict {
-            Verdict::Keep(longest) => longest,
-            Verdict::Share(longest) if self.cache_when.is_some() => longest,
+        let limits = match verdict {
+            Verdict::Keep(limits) => limits,
+            Verdict::Share(limits) if self.cache_when.is_some() => limits,
             _ => return None,
         };
         let ttl = self.ttl?;
@@ -159,9 +159,9 @@ impl<T> Replay<T> {
             return None;
         }
         let ttl = self.ttl_of.as_ref().and_then(|of| of(tape)).unwrap_or(ttl);
-        let ttl = longest.map_or(ttl, |longest| ttl.min(longest));
+        let ttl = limits.fresh.map_or(ttl, |longest| ttl.min(longest));
         let size = self.size_of.as_ref().map_or(size, |of| of(tape));
-        (!ttl.is_zero()).then_some((Terms { ttl, stale: true }, size))
+        (!ttl.is_zero()).then_some((Terms { ttl, stale: limits.stale }, size))
     }
 
     /// For how long an error is kept, if it is.

@@ -31,7 +31,7 @@ pub trait Share<Res>: Clone {
     /// What may be done with the response. Asked as soon as it is recorded.
     fn verdict(&self, tape: &Self::Tape) -> Verdict {
         let _ = tape;
-        Verdict::Keep(None)
+        Verdict::Keep(Limits::none())
     }
 
     /// The response for one caller.
@@ -51,17 +51,45 @@ pub trait Share<Res>: Clone {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Verdict {
-    /// It may be kept, for as long as the handle says or this long, whichever is shorter.
-    Keep(Option<Duration>),
+    /// It may be kept, for as long as the handle and these limits say.
+    Keep(Limits),
     /// All who wait for it get it. It is kept only if [`Replay::cache_when`](crate::Replay::cache_when) says so, for as
-    /// long as the handle says or this long, whichever is shorter.
-    Share(Option<Duration>),
+    /// long as the handle and these limits say.
+    Share(Limits),
     /// It belongs to the caller whose request was sent. The others who waited for it make calls of their own.
     Private,
     /// It is as good as an error: a stale answer is served instead if there is one that may.
     Failure,
     /// A [`Failure`](Self::Failure) that is [`Private`](Self::Private) if no stale answer is served instead.
     PrivateFailure,
+}
+
+/// What a response itself says of how long it may be served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    pub(crate) fresh: Option<Duration>,
+    pub(crate) stale: bool,
+}
+
+impl Limits {
+    /// Nothing: that is for the handle to say.
+    pub const fn none() -> Self {
+        Self { fresh: None, stale: true }
+    }
+
+    /// It is fresh for no longer than this, and not kept if that is no time at all.
+    #[must_use]
+    pub const fn fresh_for(mut self, most: Duration) -> Self {
+        self.fresh = Some(most);
+        self
+    }
+
+    /// It is not served once it is fresh no more, not even in place of an error.
+    #[must_use]
+    pub const fn never_stale(mut self) -> Self {
+        self.stale = false;
+        self
+    }
 }
 
 /// Responses are values, and each caller gets a clone.

@@ -14,7 +14,7 @@ use std::{
 };
 
 use bartizan_core::{BoxError, Rejected, RejectionKind};
-use bartizan_dedup::{Dedup, Frames, Playback, Recording, Replay, Served};
+use bartizan_dedup::{Dedup, Frames, Playback, Recording, Replay, Served, Share, Verdict};
 use bytes::{Buf, Bytes, buf::Chain};
 use futures_util::FutureExt;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header::AGE, response};
@@ -388,11 +388,15 @@ fn a_body_that_panics_does_so_for_who_polls_it() {
 /// Whoever waited for an answer that is for another one alone asks himself.
 #[test]
 fn what_is_private_is_for_the_one_who_asked() {
-    let heads: [Head; 9] = [
+    let heads: [Head; 13] = [
         |head| head.header("cache-control", "private, max-age=60"),
         |head| head.header("cache-control", "no-store"),
         |head| head.header("set-cookie", "session=1"),
-        |head| head.header("vary", "accept, *"),
+        |head| head.header("vary", "accept-encoding, *"),
+        |head| head.header("vary", "accept-encoding").header("vary", "Accept-Language"),
+        |head| head.header("vary", "accept-encoding").header("content-encoding", "gzip"),
+        |head| head.header("vary", "origin").header("access-control-allow-origin", "https://a.example"),
+        |head| head.header("vary", HeaderValue::from_bytes(b"accept-\xeb").unwrap()),
         |head| head.status(StatusCode::PARTIAL_CONTENT),
         |head| head.status(StatusCode::SWITCHING_PROTOCOLS),
         |head| head.header("cache-control", HeaderValue::from_bytes(b"private, by=\"Zo\xeb\"").unwrap()),
@@ -418,7 +422,7 @@ fn what_is_private_is_for_the_one_who_asked() {
 
 #[tokio::test(start_paused = true)]
 async fn what_may_be_kept_is_for_the_upstream_to_say() {
-    let heads: [(Head, Option<u64>); 7] = [
+    let heads: [(Head, Option<u64>); 11] = [
         (ok, Some(1)),
         (|head| head.status(404), None),
         (|head| head.header("cache-control", "no-cache"), None),
@@ -426,6 +430,10 @@ async fn what_may_be_kept_is_for_the_upstream_to_say() {
         (|head| head.header("cache-control", "max-age=60"), Some(1)),
         (|head| head.header("cache-control", "max-age=60").header("age", "60"), None),
         (|head| head.status(503), None),
+        (|head| head.header("expires", "0"), None),
+        (|head| head.header("expires", "0").header("cache-control", "max-age=60"), Some(1)),
+        (|head| head.header("vary", "Accept-Encoding,"), Some(1)),
+        (|head| head.header("vary", "origin").header("access-control-allow-origin", "*"), Some(1)),
     ];
     for (head, kept_for) in heads {
         let (dedup, inner) = (kept(), Inner::default());
@@ -445,6 +453,46 @@ async fn what_may_be_kept_is_for_the_upstream_to_say() {
     assert_eq!((status(&hit), &hit.headers()[AGE]), ("bartizan; hit; ttl=1", &"4".parse().unwrap()));
     advance(SECOND).await;
     assert_eq!(served(&inner.ask(&dedup, ok)), Served::Miss);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_must_be_revalidated_is_not_served_stale() {
+    let replay = || Replay::ttl(SECOND).stale_while_revalidate(SECOND).stale_if_error(SECOND);
+    let heads: [(Head, bool); 4] = [
+        (ok, true),
+        (|head| head.header("cache-control", "must-revalidate"), false),
+        (|head| head.header("cache-control", "max-age=60, proxy-revalidate"), false),
+        (|head| head.header("cache-control", "s-maxage=60"), false),
+    ];
+    for (head, may_be_stale) in heads {
+        let (dedup, inner) = (Dedup::http(replay().refresh_by_callers()), Inner::default());
+        let mut answer = inner.ask(&dedup, head);
+        inner.send(0, [Part::Data("a")]);
+        inner.end();
+        data(&mut answer);
+        assert!(frame(&mut answer).is_none());
+        assert!(matches!(served(&inner.ask(&dedup, ok)), Served::Hit { .. }));
+        advance(SECOND).await;
+        let answer = inner.ask(&dedup, |head| head.status(503));
+        assert_eq!(matches!(served(&answer), Served::Stale { .. }), may_be_stale);
+    }
+}
+
+/// What the key has in it, a response may vary with.
+#[test]
+fn a_response_varies_with_what_is_in_the_key() {
+    let frames = Frames::new().keyed_by(&["accept-language", "x-tier"]);
+    for (vary, is_shared) in
+        [("Accept-Language", true), ("x-tier, accept-language", true), ("x-tier, cookie", false)]
+    {
+        let verdict = |head: response::Builder| {
+            let response = head.header("vary", vary).body(Full::new(Bytes::new())).unwrap();
+            let recording = frames.record(response);
+            Share::<Response<Full<Bytes>>>::verdict(&frames, &recording)
+        };
+        let is_kept = matches!(verdict(Response::builder()), Verdict::Keep(_));
+        assert_eq!(is_kept, is_shared, "{vary}");
+    }
 }
 
 #[test]

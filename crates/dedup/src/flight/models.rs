@@ -9,7 +9,7 @@ use std::task::{Wake, Waker};
 use loom::{model::Builder, thread};
 
 use super::*;
-use crate::{Identity, Replay, table::Found};
+use crate::{Identity, Limits, Replay, table::Found};
 
 /// All interleavings in which no thread is preempted more than three times.
 fn model(test: impl Fn() + Send + Sync + 'static) {
@@ -62,7 +62,7 @@ impl Future for Counted {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        Poll::Ready(Ok(Recorded { tape: 7, verdict: Verdict::Keep(None), size: Some(1) }))
+        Poll::Ready(Ok(Recorded { tape: 7, verdict: Verdict::Keep(Limits::none()), size: Some(1) }))
     }
 }
 

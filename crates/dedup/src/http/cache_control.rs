@@ -1,10 +1,10 @@
 //! What `Cache-Control` says that matters here (RFC 9111, section 5.2).
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::{
     HeaderMap, HeaderName,
-    header::{AGE, CACHE_CONTROL, PRAGMA},
+    header::{AGE, CACHE_CONTROL, DATE, EXPIRES, PRAGMA},
 };
 
 /// The directives of a request or a response.
@@ -13,6 +13,8 @@ pub(super) struct CacheControl {
     pub(super) no_store: bool,
     pub(super) no_cache: bool,
     pub(super) private: bool,
+    /// Not to be served once it is stale.
+    pub(super) must_revalidate: bool,
     /// How long a shared cache may keep it: `s-maxage`, or else `max-age`.
     pub(super) max_age: Option<Duration>,
 }
@@ -28,7 +30,9 @@ impl CacheControl {
                 "no-store" => all.no_store = true,
                 "no-cache" => all.no_cache = true,
                 "private" => all.private = true,
-                "s-maxage" => shared = Some(seconds(value)),
+                "must-revalidate" | "proxy-revalidate" => all.must_revalidate = true,
+                // It means that, too.
+                "s-maxage" => (shared, all.must_revalidate) = (Some(seconds(value)), true),
                 "max-age" => any = Some(seconds(value)),
                 _ => {}
             }
@@ -41,6 +45,15 @@ impl CacheControl {
         all.no_store |= headers.get_all(CACHE_CONTROL).iter().any(|value| value.to_str().is_err());
         all
     }
+}
+
+/// How long a response is fresh where `Cache-Control` gives no time: from its `Date`, or else from now, to what `Expires`
+/// says. What is no date has passed.
+pub(super) fn expires(headers: &HeaderMap) -> Option<Duration> {
+    let date = |value: &str| httpdate::parse_http_date(value).ok();
+    let expires = headers.get(EXPIRES)?.to_str().ok().and_then(date);
+    let from = values(headers, &DATE).next().and_then(date).unwrap_or_else(SystemTime::now);
+    Some(expires.and_then(|expires| expires.duration_since(from).ok()).unwrap_or_default())
 }
 
 /// How old a response was when it came.
@@ -80,10 +93,43 @@ mod tests {
         let none = CacheControl::default();
         assert_eq!(of(&[]), none);
         assert_eq!(of(&[(CACHE_CONTROL, "public, immutable")]), none);
-        let all = of(&[(CACHE_CONTROL, "No-Store , max-age=60"), (CACHE_CONTROL, "private=\"x\", no-cache")]);
-        let minute = Some(Duration::from_secs(60));
-        assert_eq!(all, CacheControl { no_store: true, no_cache: true, private: true, max_age: minute });
+        let all = of(&[
+            (CACHE_CONTROL, "No-Store , max-age=60"),
+            (CACHE_CONTROL, "private=\"x\", no-cache, Must-Revalidate"),
+        ]);
+        let expected = CacheControl {
+            no_store: true,
+            no_cache: true,
+            private: true,
+            must_revalidate: true,
+            max_age: Some(Duration::from_secs(60)),
+        };
+        assert_eq!(all, expected);
         assert_eq!(of(&[(CACHE_CONTROL, "no-storeroom")]), none, "a word of its own");
+    }
+
+    #[test]
+    fn some_answers_are_not_served_stale() {
+        for says in ["must-revalidate", "proxy-revalidate", "s-maxage=60"] {
+            assert!(of(&[(CACHE_CONTROL, says)]).must_revalidate, "{says}");
+        }
+        assert!(!of(&[(CACHE_CONTROL, "max-age=60")]).must_revalidate);
+    }
+
+    #[test]
+    fn an_old_answer_says_when_it_expires() {
+        let fresh = |fields: &[(HeaderName, &'static str)]| {
+            let fields = fields.iter().map(|(name, value)| (name.clone(), HeaderValue::from_static(value)));
+            expires(&fields.collect()).map(|fresh| fresh.as_secs())
+        };
+        let (eight, nine) = ("Sun, 06 Nov 1994 08:00:00 GMT", "Sun, 06 Nov 1994 09:00:00 GMT");
+        assert_eq!(fresh(&[(DATE, eight)]), None, "it does not say");
+        assert_eq!(fresh(&[(DATE, eight), (EXPIRES, nine)]), Some(3_600));
+        assert_eq!(fresh(&[(DATE, nine), (EXPIRES, eight)]), Some(0));
+        assert_eq!(fresh(&[(DATE, eight), (EXPIRES, "0")]), Some(0));
+        // Of now, it is to be told from what the clock says.
+        assert_eq!(fresh(&[(EXPIRES, nine)]), Some(0));
+        assert!(fresh(&[(EXPIRES, "Fri, 31 Dec 9999 23:59:59 GMT")]).is_some_and(|fresh| fresh > 0));
     }
 
     #[test]

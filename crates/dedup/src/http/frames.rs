@@ -9,7 +9,7 @@ use bartizan_core::BoxError;
 use bytes::Bytes;
 use http::{
     Extensions, HeaderMap, HeaderName, HeaderValue, Response, StatusCode,
-    header::{AGE, CONTENT_LENGTH, SET_COOKIE, VARY},
+    header::{ACCESS_CONTROL_ALLOW_ORIGIN, AGE, CONTENT_ENCODING, CONTENT_LENGTH, SET_COOKIE, VARY},
     response::Parts,
 };
 use http_body::Body;
@@ -19,7 +19,7 @@ use super::{
     playback::{Playback, Rest},
     reel::{Reader, Reel},
 };
-use crate::{Dedup, Replay, Served, Share, Ticket, Verdict};
+use crate::{Dedup, Limits, Replay, Served, Share, Ticket, Verdict};
 
 /// HTTP responses, whose bodies are shared while they run: whoever joins gets every frame so far, and the rest as it comes.
 ///
@@ -30,20 +30,24 @@ use crate::{Dedup, Replay, Served, Share, Ticket, Verdict};
 /// Where `Content-Length` says how long a body is, it ends with its last byte, and trailers after that are not read. One that
 /// is shorter or longer fails, and is not kept.
 ///
-/// A complete response with a status of success may be kept, for as long as its `Cache-Control` allows. One that says
-/// `private` or `no-store`, or something that cannot be read, sets a cookie, says `Vary: *`, or is one of 1xx, 206 and 304,
-/// is for the caller whose request it answers; others who waited make calls of their own. 500, 502, 503 and 504 are
-/// failures, for which a stale answer may stand in whatever else they say.
+/// A complete response with a status of success may be kept, for as long as its `Cache-Control` allows, or its `Expires`
+/// where that gives no time. One that says `must-revalidate`, `proxy-revalidate` or `s-maxage` is not served stale.
+///
+/// One that says `private` or `no-store`, or something that cannot be read, sets a cookie, varies with what is not in the
+/// key (see [`keyed_by`](Self::keyed_by)), or is one of 1xx, 206 and 304, is for the caller whose request it answers; others
+/// who waited make calls of their own. 500, 502, 503 and 504 are failures, for which a stale answer may stand in whatever
+/// else they say.
 #[derive(Clone, Copy, Debug)]
 pub struct Frames {
     max_body: usize,
     keeps_no_cache: bool,
+    keyed_by: &'static [&'static str],
 }
 
 impl Frames {
     /// Bodies of at most 1 MiB.
     pub const fn new() -> Self {
-        Self { max_body: 1 << 20, keeps_no_cache: false }
+        Self { max_body: 1 << 20, keeps_no_cache: false, keyed_by: &[] }
     }
 
     /// How many bytes of a body are held at most; a frame counts for at most 80 bytes beside its data. 1 MiB by default.
@@ -62,6 +66,34 @@ impl Frames {
     pub const fn keep_no_cache(mut self) -> Self {
         self.keeps_no_cache = true;
         self
+    }
+
+    /// The names of the headers that are in the key of requests (see [`RequestKey::header`](crate::RequestKey::header)).
+    /// None by default.
+    ///
+    /// A response whose `Vary` names another one may be another for another caller, so it is shared with nobody. But one
+    /// that varies with `Accept-Encoding` and is not encoded is good for all, and so is one that varies with `Origin` and
+    /// allows all of them.
+    #[must_use]
+    pub const fn keyed_by(mut self, names: &'static [&'static str]) -> Self {
+        self.keyed_by = names;
+        self
+    }
+
+    /// Whether a response with these headers may be another one for a request of the same key.
+    fn varies(self, headers: &HeaderMap) -> bool {
+        let is_good_for_all = |name: &str| match name {
+            _ if self.keyed_by.iter().any(|keyed| keyed.eq_ignore_ascii_case(name)) => true,
+            _ if name.eq_ignore_ascii_case("accept-encoding") => !headers.contains_key(CONTENT_ENCODING),
+            _ if name.eq_ignore_ascii_case("origin") => {
+                headers.get(ACCESS_CONTROL_ALLOW_ORIGIN).is_some_and(|origins| origins == "*")
+            }
+            name => name.is_empty(),
+        };
+        headers.get_all(VARY).iter().any(|names| match names.to_str() {
+            Ok(names) => !names.split(',').map(str::trim).all(is_good_for_all),
+            Err(_) => true,
+        })
     }
 }
 
@@ -198,21 +230,25 @@ where
     fn verdict(&self, recording: &Recording) -> Verdict {
         let (status, headers) = (recording.head.status, &recording.head.headers);
         let control = CacheControl::of(headers);
-        let varies = headers.get_all(VARY).iter().any(|names| names.as_bytes().contains(&b'*'));
         let partial = status.is_informational()
             || matches!(status, StatusCode::PARTIAL_CONTENT | StatusCode::NOT_MODIFIED);
-        let private =
-            control.private || control.no_store || varies || partial || headers.contains_key(SET_COOKIE);
-        let longest = match control.max_age {
+        let private = control.private
+            || control.no_store
+            || self.varies(headers)
+            || partial
+            || headers.contains_key(SET_COOKIE);
+        let longest = match control.max_age.or_else(|| cache_control::expires(headers)) {
             _ if control.no_cache && !self.keeps_no_cache => Some(Duration::ZERO),
             most => most.map(|most| most.saturating_sub(cache_control::age(headers))),
         };
+        let limits = longest.map_or(Limits::none(), |longest| Limits::none().fresh_for(longest));
+        let limits = if control.must_revalidate { limits.never_stale() } else { limits };
         match (status.as_u16(), private) {
             (500 | 502 | 503 | 504, false) => Verdict::Failure,
             (500 | 502 | 503 | 504, true) => Verdict::PrivateFailure,
             (_, true) => Verdict::Private,
-            (200..=299, false) => Verdict::Keep(longest),
-            (_, false) => Verdict::Share(longest),
+            (200..=299, false) => Verdict::Keep(limits),
+            (_, false) => Verdict::Share(limits),
         }
     }
 
