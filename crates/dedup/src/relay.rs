@@ -19,6 +19,8 @@ use crate::sync::{Mutex, MutexGuard, lock};
 
 #[cfg(all(test, loom))]
 mod models;
+#[cfg(all(test, not(loom)))]
+mod tests;
 /// The work, what has come of it, and who waits.
 pub(crate) struct Relay<W, R> {
     state: Mutex<State<W, R>>,
@@ -209,10 +211,7 @@ impl<W, R: Results> Outing<'_, W, R> {
                 (true, None, displaced)
             }
             // Somebody came meanwhile and has hung it up: it is rung, and the work is to be polled with it.
-            (Some(rope), None) => {
-                rope.bell.waiting().out = false;
-                (false, None, None)
-            }
+            (Some(_), None) => (false, None, None),
             (Some(rope), Some(_)) => {
                 let mut waiting = rope.bell.waiting();
                 let displaced = waiting.register(place, waker);
@@ -240,21 +239,20 @@ impl<W, R: Results> Outing<'_, W, R> {
         }
         let over = self.work.take();
         let found = take(&mut state.results);
-        // He has his turn now.
         let (own, wakers) = match self.relay.bell.get() {
             None => {
                 if !goes_on {
                     // Nobody will ever wait again, so there is nothing to leave.
                     place.index = None;
                 }
+                // He has his turn now.
                 (state.first.take(), None)
             }
             Some(rope) => {
                 let mut waiting = rope.bell.waiting();
-                let own = place.index.and_then(|index| waiting.wakers[index].take());
                 // It said that it is ready, so nobody has its waker.
                 waiting.rung = true;
-                (own, Some(waiting.back()))
+                (None, Some(waiting.back()))
             }
         };
         drop(state);

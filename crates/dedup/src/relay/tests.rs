@@ -64,8 +64,7 @@ impl Reader {
     fn poll(&mut self, relay: &Shared) -> Poll<u8> {
         let waker = Waker::from(self.task.clone());
         let (at, cx) = (self.at, &mut Context::from_waker(&waker));
-        let polled =
-            relay.poll(&mut self.place, cx, |log| log.0.get(at).copied(), |work, cx| work.poll(cx));
+        let polled = relay.poll(&mut self.place, cx, |log| log.0.get(at).copied(), |work, cx| work.poll(cx));
         self.at += usize::from(polled.is_ready());
         polled
     }
