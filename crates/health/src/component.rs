@@ -6,7 +6,8 @@ use tokio::time::Instant;
 use crate::{
     Causes, Counts, Fault, Health, HealthLayer, Probe, Probed, State, Stats, causes,
     prober::{Ask, ask, probe},
-    watched::{Took, Watched, lock},
+    sync::lock,
+    watched::{Took, Watched},
 };
 
 /// One of the components of a [`Health`], by its name: [`Health::component`] gives it.

@@ -244,7 +244,7 @@ impl Ejection {
         }
     }
 
-    /// The first time for `base`, and each time for as much longer, up to `max`.
+    /// The first time for `base`, and each time for as much longer, up to `max`: until the next whole millisecond.
     #[must_use]
     pub const fn times(self, base: Duration, max: Duration) -> Self {
         Self { base, max, ..self }

@@ -26,7 +26,7 @@ async fn errors_have_the_class_of_what_is_in_them() {
 fn more_classes_than_there_is_room_for() {
     const NAMES: [&str; 20] =
         ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p", "q", "r", "s", "t"];
-    let classes = Classes::default();
+    let classes = Classes::new();
     for (n, name) in NAMES.iter().enumerate() {
         (0..=n).for_each(|_| classes.count(name));
     }
