@@ -135,12 +135,18 @@ impl Circuit {
     fn admit_or_refuse(&self, word: Word, now: Instant) -> Result<Word, Wait> {
         let admitted = match self.left(word, now) {
             Some(wait) => Err(wait),
-            None => self.with(now, Machine::admit).map_err(Wait::from),
+            None => self.admit_behind_the_lock(now),
         };
         if admitted.is_err() {
             self.refused.fetch_add(1, Relaxed);
         }
         admitted
+    }
+
+    /// On its own, so that whoever does without the lock does without all that this one keeps at hand.
+    #[inline(never)]
+    fn admit_behind_the_lock(&self, now: Instant) -> Result<Word, Wait> {
+        self.with(now, Machine::admit).map_err(Wait::from)
     }
 
     /// What is left of the open period that `word` is of, if that can be told without the lock.
