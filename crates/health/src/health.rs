@@ -251,18 +251,24 @@ impl Health {
     /// What all reports say. One that asks for them itself gets none.
     fn reports(&self) -> Vec<(String, Report)> {
         thread_local!(static ASKING: Cell<bool> = const { Cell::new(false) });
+        /// Whatever happens, this thread asks no more afterwards.
+        struct Asking;
+        impl Drop for Asking {
+            fn drop(&mut self) {
+                ASKING.set(false);
+            }
+        }
         if ASKING.replace(true) {
             return Vec::new();
         }
+        let _asking = Asking;
         let reports = read(&self.0.reports).clone();
         let ask = |(name, ask): (String, Ask)| {
             let report = catch_unwind(AssertUnwindSafe(|| ask()))
                 .unwrap_or_else(|panic| Report::new(State::Unhealthy).says(panicked(&*panic)));
             (name, report)
         };
-        let told = reports.into_iter().map(ask).collect();
-        ASKING.set(false);
-        told
+        reports.into_iter().map(ask).collect()
     }
 
     pub(crate) fn has_reports(&self) -> bool {

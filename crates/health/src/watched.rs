@@ -268,6 +268,16 @@ impl Watched {
         !self.is_draining() && self.ejected(now).is_none() && self.state(now) != State::Unhealthy
     }
 
+    /// When it can be asked again if nothing comes any more. `None` if time alone does not bring that about.
+    pub(crate) fn up_again(&self, now: u64) -> Option<u64> {
+        if self.is_draining() || self.glance().at(now) == Some(State::Unhealthy) {
+            return None;
+        }
+        let look = self.window.look(now);
+        let lapses = look.lapses.filter(|_| look.verdict == State::Unhealthy);
+        lapses.max(self.ejected(now)).filter(|at| *at > now)
+    }
+
     /// When time changes its state, or lets it in again, if nothing comes any more.
     pub(crate) fn next_change(&self, now: u64) -> Option<u64> {
         let deadline = self.glance().until.map(|(deadline, _)| deadline);
