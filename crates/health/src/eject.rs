@@ -3,7 +3,7 @@
 //! Nothing is locked, and nobody waits. There are as many tickets as the cap allows. Who goes out needs one, and keeps it when
 //! it is in again until another one takes it away: so no clock is watched for what is over, and no count is off.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use crate::{
     clock::nanos,
@@ -22,8 +22,8 @@ pub(crate) struct Roster {
     forget_after: Option<u64>,
     /// How many members there are.
     members: AtomicU64,
-    /// Each chunk has twice as many [`Word`]s as the one before, so none ever moves.
-    chunks: [OnceLock<Box<[AtomicU64]>>; CHUNKS],
+    /// [`Word`]s in the order of their members. Each chunk has twice as many as the one before, so none ever moves.
+    chunks: [OnceLock<Arc<[AtomicU64]>>; CHUNKS],
     /// Tickets that members hold, or are about to.
     tickets: AtomicU64,
     overflow: AtomicU64,
@@ -31,6 +31,26 @@ pub(crate) struct Roster {
 
 /// Room for 16,383.
 const CHUNKS: usize = 14;
+
+/// A member's.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    chunk: Arc<[AtomicU64]>,
+    index: usize,
+}
+
+impl Seat {
+    #[inline]
+    fn word(&self) -> &AtomicU64 {
+        &self.chunk[self.index]
+    }
+
+    /// Until when its member is out, if it is.
+    #[inline]
+    pub(crate) fn until(&self, now: u64) -> Option<u64> {
+        Some(Word(self.word().load(Acquire)).until()).filter(|until| now < *until)
+    }
+}
 
 impl Roster {
     pub(crate) fn new(ejection: &Ejection) -> Self {
@@ -48,19 +68,19 @@ impl Roster {
         }
     }
 
-    /// One more, and its place. They come one at a time.
-    pub(crate) fn join(&self) -> usize {
-        let place = self.members.load(Relaxed) as usize;
-        let (chunk, _) = address(place);
-        self.chunks[chunk].get_or_init(|| (0..1 << chunk).map(|_| AtomicU64::new(0)).collect());
-        self.members.store(place as u64 + 1, Release);
-        place
+    /// One more. They come one at a time.
+    pub(crate) fn join(&self) -> Seat {
+        let number = self.members.load(Relaxed) + 1;
+        let chunk = number.ilog2();
+        let index = (number - (1 << chunk)) as usize;
+        let words = || (0..1 << chunk).map(|_| AtomicU64::new(0)).collect();
+        let chunk = self.chunks[chunk as usize].get_or_init(words).clone();
+        self.members.store(number, Release);
+        Seat { chunk, index }
     }
 
-    #[inline]
-    fn word(&self, place: usize) -> &AtomicU64 {
-        let (chunk, index) = address(place);
-        &self.chunks[chunk].get().expect("it has joined")[index]
+    fn words(&self, members: u64) -> impl Iterator<Item = &AtomicU64> {
+        self.chunks.iter().map_while(OnceLock::get).flat_map(|chunk| &chunk[..]).take(members as usize)
     }
 
     /// How many failures in a row are too many.
@@ -68,16 +88,10 @@ impl Roster {
         self.consecutive
     }
 
-    /// Until when this one is out, if it is.
-    #[inline]
-    pub(crate) fn until(&self, place: usize, now: u64) -> Option<u64> {
-        Some(Word(self.word(place).load(Acquire)).until()).filter(|until| now < *until)
-    }
-
     /// A member has failed too often in a row. Until when it is out now, unless the cap forbids that. `None` as well if it
     /// is out already, or somebody else is about to decide it.
-    pub(crate) fn eject(&self, place: usize, now: u64) -> Option<u64> {
-        let slot = self.word(place);
+    pub(crate) fn eject(&self, seat: &Seat, now: u64) -> Option<u64> {
+        let slot = seat.word();
         let claim = |word| Word(word).can_be_claimed(now).then_some(word | CLAIMED);
         let word = Word(slot.fetch_update(AcqRel, Acquire, claim).ok()?);
         let claimed = word.0 | CLAIMED;
@@ -105,7 +119,7 @@ impl Roster {
         let one_more = |tickets| (100 * (tickets + 1) <= self.at_most * members).then_some(tickets + 1);
         let idle = |word| Word(word).is_idle(now).then_some(word & !TICKET);
         self.tickets.fetch_update(AcqRel, Acquire, one_more).is_ok()
-            || (0..members as usize).any(|place| self.word(place).fetch_update(AcqRel, Acquire, idle).is_ok())
+            || self.words(members).any(|word| word.fetch_update(AcqRel, Acquire, idle).is_ok())
     }
 
     /// What becomes of a member that goes out.
@@ -127,18 +141,11 @@ impl Roster {
     }
 
     /// It is in, and was never out.
-    pub(crate) fn forgive(&self, place: usize) {
-        if Word(self.word(place).swap(0, AcqRel)).has_ticket() {
+    pub(crate) fn forgive(&self, seat: &Seat) {
+        if Word(seat.word().swap(0, AcqRel)).has_ticket() {
             self.tickets.fetch_sub(1, AcqRel);
         }
     }
-}
-
-/// The chunk of a place, and the index there.
-#[inline]
-fn address(place: usize) -> (usize, usize) {
-    let chunk = (place + 1).ilog2();
-    (chunk as usize, place + 1 - (1 << chunk))
 }
 
 /// From the lowest bit: whether it holds a ticket, whether somebody is about to put it out, how often it was out as far as

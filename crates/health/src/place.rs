@@ -5,12 +5,12 @@ use std::sync::{
     atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
 };
 
-use crate::eject::Roster;
+use crate::eject::{Roster, Seat};
 
 #[derive(Debug)]
 pub(crate) struct Place {
     roster: Arc<Roster>,
-    number: usize,
+    seat: Seat,
     consecutive: u32,
     /// Failures in a row, since an ejection or a try of one.
     run: AtomicU32,
@@ -22,7 +22,7 @@ impl Place {
     /// One more in the roster. They come one at a time.
     pub(crate) fn join(roster: &Arc<Roster>) -> Self {
         Self {
-            number: roster.join(),
+            seat: roster.join(),
             consecutive: roster.consecutive(),
             roster: roster.clone(),
             run: AtomicU32::new(0),
@@ -38,7 +38,7 @@ impl Place {
             return false;
         }
         self.run.store(0, Relaxed);
-        let ejected = self.roster.eject(self.number, now).is_some();
+        let ejected = self.roster.eject(&self.seat, now).is_some();
         if ejected {
             self.ejections.fetch_add(1, Relaxed);
         }
@@ -52,7 +52,7 @@ impl Place {
     /// Until when it is out, if it is.
     #[inline]
     pub(crate) fn until(&self, now: u64) -> Option<u64> {
-        self.roster.until(self.number, now)
+        self.seat.until(now)
     }
 
     /// How often it was ejected.
@@ -62,7 +62,7 @@ impl Place {
 
     /// It is in, and nothing is held against it.
     pub(crate) fn forgive(&self) {
-        self.roster.forgive(self.number);
+        self.roster.forgive(&self.seat);
         self.run.store(0, Relaxed);
     }
 }

@@ -8,13 +8,27 @@ use super::*;
 
 const S: u64 = 1_000_000_000;
 
-/// A second each time, and a cap of `cap` of `members`.
-fn roster(members: u64, cap: u64) -> Arc<Roster> {
-    let second = Duration::from_secs(1);
-    let percent = u8::try_from((100 * cap).div_ceil(members)).unwrap();
-    let roster = Arc::new(Roster::new(&Ejection::after(1).times(second, second).at_most(percent)));
-    (0..members).for_each(|_| _ = roster.join());
-    roster
+struct Pool {
+    roster: Roster,
+    seats: Vec<Seat>,
+}
+
+impl Pool {
+    /// A second each time, and a cap of `cap` of `members`.
+    fn new(members: u64, cap: u64) -> Arc<Self> {
+        let second = Duration::from_secs(1);
+        let percent = u8::try_from((100 * cap).div_ceil(members)).unwrap();
+        let roster = Roster::new(&Ejection::after(1).times(second, second).at_most(percent));
+        Arc::new(Self { seats: (0..members).map(|_| roster.join()).collect(), roster })
+    }
+
+    fn eject(&self, place: usize, now: u64) -> bool {
+        self.roster.eject(&self.seats[place], now).is_some()
+    }
+
+    fn is_out(&self, place: usize, now: u64) -> bool {
+        self.seats[place].until(now).is_some()
+    }
 }
 
 /// All interleavings in which no thread is preempted more than three times.
@@ -24,9 +38,9 @@ fn model(test: impl Fn() + Send + Sync + 'static) {
     model.check(test);
 }
 
-fn ejects(roster: &Arc<Roster>, place: usize, now: u64) -> thread::JoinHandle<bool> {
-    let roster = roster.clone();
-    thread::spawn(move || roster.eject(place, now).is_some())
+fn ejects(pool: &Arc<Pool>, place: usize, now: u64) -> thread::JoinHandle<bool> {
+    let pool = pool.clone();
+    thread::spawn(move || pool.eject(place, now))
 }
 
 fn how_many(threads: impl IntoIterator<Item = thread::JoinHandle<bool>>) -> u64 {
@@ -34,12 +48,11 @@ fn how_many(threads: impl IntoIterator<Item = thread::JoinHandle<bool>>) -> u64 
 }
 
 /// No ticket is lost, none is made up, and who is out has one.
-fn tickets_are_where_they_belong(roster: &Roster, now: u64) {
-    let members = roster.members.load(Relaxed) as usize;
-    let words: Vec<_> = (0..members).map(|place| Word(roster.word(place).load(Relaxed))).collect();
+fn tickets_are_where_they_belong(Pool { roster, seats }: &Pool, now: u64) {
+    let words: Vec<_> = seats.iter().map(|seat| Word(seat.word().load(Relaxed))).collect();
     let held = words.iter().filter(|word| word.has_ticket()).count() as u64;
     assert_eq!(held, roster.tickets.load(Relaxed));
-    assert!(100 * held <= roster.at_most * members as u64);
+    assert!(100 * held <= roster.at_most * seats.len() as u64);
     assert!(words.iter().all(|word| word.0 & CLAIMED == 0 && (word.until() <= now || word.has_ticket())));
 }
 
@@ -48,11 +61,11 @@ fn tickets_are_where_they_belong(roster: &Roster, now: u64) {
 fn the_cap_holds_and_is_reached() {
     for cap in [1, 2] {
         model(move || {
-            let roster = roster(3, cap);
-            let threads = [0, 1].map(|place| ejects(&roster, place, S));
-            let out = u64::from(roster.eject(2, S).is_some()) + how_many(threads);
-            assert_eq!((out, roster.overflow()), (cap, 3 - cap));
-            tickets_are_where_they_belong(&roster, S);
+            let pool = Pool::new(3, cap);
+            let threads = [0, 1].map(|place| ejects(&pool, place, S));
+            let out = u64::from(pool.eject(2, S)) + how_many(threads);
+            assert_eq!((out, pool.roster.overflow()), (cap, 3 - cap));
+            tickets_are_where_they_belong(&pool, S);
         });
     }
 }
@@ -62,13 +75,13 @@ fn the_cap_holds_and_is_reached() {
 fn what_is_over_makes_room() {
     for cap in [1, 2] {
         model(move || {
-            let roster = roster(4, cap);
-            (0..cap as usize).for_each(|place| assert!(roster.eject(place, 0).is_some()));
+            let pool = Pool::new(4, cap);
+            (0..cap as usize).for_each(|place| assert!(pool.eject(place, 0)));
             let now = 2 * S;
-            let threads = [2, 3].map(|place| ejects(&roster, place, now));
-            let out = u64::from(roster.eject(0, now).is_some()) + how_many(threads);
-            assert_eq!((out, roster.overflow()), (cap, 3 - cap));
-            tickets_are_where_they_belong(&roster, now);
+            let threads = [2, 3].map(|place| ejects(&pool, place, now));
+            let out = u64::from(pool.eject(0, now)) + how_many(threads);
+            assert_eq!((out, pool.roster.overflow()), (cap, 3 - cap));
+            tickets_are_where_they_belong(&pool, now);
         });
     }
 }
@@ -77,12 +90,12 @@ fn what_is_over_makes_room() {
 #[test]
 fn one_member_goes_out_once() {
     model(|| {
-        let roster = roster(2, 2);
-        let other = ejects(&roster, 0, S);
-        let mine = roster.eject(0, S).is_some();
+        let pool = Pool::new(2, 2);
+        let other = ejects(&pool, 0, S);
+        let mine = pool.eject(0, S);
         assert_eq!(how_many([other]) + u64::from(mine), 1);
-        assert_eq!((roster.overflow(), roster.tickets.load(Relaxed)), (0, 1));
-        assert!(roster.until(0, S).is_some());
+        assert_eq!((pool.roster.overflow(), pool.roster.tickets.load(Relaxed)), (0, 1));
+        assert!(pool.is_out(0, S));
     });
 }
 
@@ -91,16 +104,16 @@ fn one_member_goes_out_once() {
 fn forgiven_while_it_goes_out() {
     for was_out in [false, true] {
         model(move || {
-            let roster = roster(3, 1);
+            let pool = Pool::new(3, 1);
             if was_out {
-                assert!(roster.eject(0, 0).is_some());
+                assert!(pool.eject(0, 0));
             }
             let now = 2 * S;
-            let threads = [0, 1].map(|place| ejects(&roster, place, now));
-            roster.forgive(0);
+            let threads = [0, 1].map(|place| ejects(&pool, place, now));
+            pool.roster.forgive(&pool.seats[0]);
             let ejected = how_many(threads);
-            tickets_are_where_they_belong(&roster, now);
-            let out = (0..3).filter(|place| roster.until(*place, now).is_some()).count() as u64;
+            tickets_are_where_they_belong(&pool, now);
+            let out = (0..3).filter(|place| pool.is_out(*place, now)).count() as u64;
             assert!(out <= ejected && ejected <= 2);
         });
     }
