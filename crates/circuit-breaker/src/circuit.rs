@@ -37,6 +37,7 @@ use crate::{
     settings::Settings,
     started::Started,
     state::{State, Word},
+    tally::Tally,
     wait::Wait,
     window::nanos,
 };
@@ -49,7 +50,7 @@ pub(crate) struct Circuit {
     /// When the open period of the last generation that was open is over: a [`stamp`](clock::stamp), published before the
     /// word is, and only if that is open.
     open_until: AtomicU64,
-    refused: AtomicU64,
+    refused: Tally,
     inner: Mutex<Inner>,
 }
 
@@ -88,7 +89,7 @@ impl Circuit {
         Self {
             word: AtomicU64::new(machine.word().0),
             open_until: AtomicU64::new(0),
-            refused: AtomicU64::new(0),
+            refused: Tally::new(),
             inner: Mutex::new(Inner::new(machine)),
         }
     }
@@ -98,7 +99,7 @@ impl Circuit {
         let word = machine.word();
         let mut inner = self.lock();
         let old = mem::replace(&mut *inner, Inner::new(machine));
-        self.refused.store(0, Relaxed);
+        self.refused.begin_anew();
         self.word.store(word.0, Relaxed);
         drop(inner);
         drop(old);
@@ -138,7 +139,7 @@ impl Circuit {
             None => self.admit_behind_the_lock(now),
         };
         if admitted.is_err() {
-            self.refused.fetch_add(1, Relaxed);
+            self.refused.add_one();
         }
         admitted
     }
@@ -251,12 +252,12 @@ impl Circuit {
     /// Closes it, and forgets everything.
     pub(crate) fn reset(&self, now: Instant) {
         self.with(now, |machine, _| machine.reset());
-        self.refused.store(0, Relaxed);
+        self.refused.begin_anew();
     }
 
     /// Calls refused.
     pub(crate) fn refused(&self) -> u64 {
-        self.refused.load(Relaxed)
+        self.refused.count()
     }
 
     /// Nothing of a user's runs under this lock.
