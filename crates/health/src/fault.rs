@@ -25,7 +25,7 @@ enum Message<'a> {
 }
 
 impl<'a> Fault<'a> {
-    /// A failure of this class, which is a short word such as `timeout`: there is a count for each of 15, and one for all
+    /// A failure of this class, which is a short word such as `timeout`: there is a count for each of 31, and one for all
     /// further ones together, which is `other`.
     pub const fn new(class: &'static str) -> Self {
         Self { class, message: Message::Class }
@@ -121,7 +121,7 @@ pub(crate) struct Classes([Slot; CLASSES]);
 
 /// The last one is for all that have none.
 #[cfg(not(all(loom, test)))]
-const CLASSES: usize = 16;
+const CLASSES: usize = 32;
 #[cfg(all(loom, test))]
 const CLASSES: usize = 3;
 
