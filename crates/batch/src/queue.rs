@@ -19,8 +19,7 @@ pub(crate) struct Queue<K, Req, F> {
     free: Vec<usize>,
     /// Those that take further items.
     open: Open<K>,
-    /// When each is due, the oldest first of those due at once.
-    line: BTreeSet<Due>,
+    line: Line,
     waiting: usize,
     batch: u64,
     closed: bool,
@@ -64,20 +63,19 @@ struct Gathering<K, Req, F> {
     flight: F,
 }
 
-/// Where an item waits. It keeps its seat in a batch when others leave.
+/// Where a batch gathers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
     batch: u64,
     index: usize,
-    pub(crate) seat: usize,
-    weight: u64,
 }
 
 /// What came of joining.
 #[derive(Debug)]
 pub(crate) struct Joined<F> {
-    pub(crate) place: Place,
     pub(crate) flight: F,
+    /// Its own in the batch, which it keeps when others leave.
+    pub(crate) seat: usize,
     /// Whether the worker has to look: the first that is due is another one, or due earlier.
     pub(crate) hurry: bool,
 }
@@ -89,6 +87,8 @@ pub(crate) struct Departure<Req, F> {
     pub(crate) crew: Crew<F>,
     /// When its first item came.
     pub(crate) opened: Instant,
+    /// When to look again.
+    pub(crate) next: Option<Next>,
 }
 
 /// Whose results they are.
@@ -116,6 +116,15 @@ impl<F> Crew<F> {
     }
 }
 
+impl Next {
+    pub(crate) fn is_due(self, now: Instant) -> bool {
+        match self {
+            Self::Now => true,
+            Self::At(at) => at <= now,
+        }
+    }
+}
+
 impl Rules {
     pub(crate) fn new(settings: &Settings, max_weight: u64) -> Self {
         Self { max_size: settings.max_size, max_weight, linger: settings.linger }
@@ -129,7 +138,7 @@ impl<K: Eq + Hash + Clone, Req, F: Clone> Queue<K, Req, F> {
             batches: Vec::new(),
             free: Vec::new(),
             open: Open::default(),
-            line: BTreeSet::new(),
+            line: Line::default(),
             waiting: 0,
             batch: 0,
             closed: false,
@@ -138,14 +147,14 @@ impl<K: Eq + Hash + Clone, Req, F: Clone> Queue<K, Req, F> {
     }
 
     /// Puts an item into the batch of its key, or into a new one. `now` and `flight` are asked when they are needed, the
-    /// latter with the number of members to expect.
+    /// latter with where the batch gathers and the number of members to expect.
     pub(crate) fn join(
         &mut self,
         key: K,
         weight: u64,
         item: Req,
         mut now: impl FnMut() -> Instant,
-        flight: impl FnOnce(usize) -> F,
+        flight: impl FnOnce(Place, usize) -> F,
     ) -> Joined<F> {
         let Rules { max_size, max_weight, .. } = self.rules;
         let mut open = self.open.get(&key);
@@ -159,7 +168,6 @@ impl<K: Eq + Hash + Clone, Req, F: Clone> Queue<K, Req, F> {
         let index = match open {
             Some(index) => index,
             None => {
-                let flight = flight(self.usual);
                 let index = self.begin(key, now(), flight);
                 hurry |= self.is_first(index);
                 index
@@ -168,19 +176,19 @@ impl<K: Eq + Hash + Clone, Req, F: Clone> Queue<K, Req, F> {
         let gathering = self.gathering(index);
         gathering.items.push(item);
         gathering.weight = gathering.weight.saturating_add(weight);
-        let place = Place { batch: gathering.due.batch, index, seat: gathering.joined, weight };
+        let seat = gathering.joined;
         gathering.joined += 1;
         let flight = gathering.flight.clone();
         if gathering.items.len() >= max_size || gathering.weight >= max_weight {
             hurry |= self.fill(index, now());
         }
         self.waiting += 1;
-        Joined { place, flight, hurry }
+        Joined { flight, seat, hurry }
     }
 
     /// Takes an item out that has not gone, and what its batch waits for is what is left. `None` if the batch has gone.
-    pub(crate) fn leave(&mut self, place: Place) -> Option<Req> {
-        let Place { batch, index, seat, weight } = place;
+    pub(crate) fn leave(&mut self, place: Place, seat: usize, weight: u64) -> Option<Req> {
+        let Place { batch, index } = place;
         let gathering = self.batches.get_mut(index)?.as_mut().filter(|it| it.due.batch == batch)?;
         let before = gathering.gone.binary_search(&seat).err()?;
         gathering.gone.insert(before, seat);
@@ -195,11 +203,6 @@ impl<K: Eq + Hash + Clone, Req, F: Clone> Queue<K, Req, F> {
         Some(item)
     }
 
-    /// Whether a batch has to go.
-    pub(crate) fn is_due(&self, now: Instant) -> bool {
-        self.first_due(now).is_some()
-    }
-
     /// When to look again, as of whenever this is asked. `None` if nothing waits.
     pub(crate) fn next(&self) -> Option<Next> {
         let first = self.line.first()?;
@@ -208,11 +211,12 @@ impl<K: Eq + Hash + Clone, Req, F: Clone> Queue<K, Req, F> {
 
     /// The batch that has been due for longest.
     pub(crate) fn take(&mut self, now: Instant) -> Option<Departure<Req, F>> {
-        let index = self.first_due(now)?;
+        let first = self.line.first()?;
+        let index = self.next()?.is_due(now).then_some(first.index)?;
         let Gathering { items, joined, gone, opened, flight, .. } = self.remove(index);
         self.waiting -= items.len();
         self.usual = items.len();
-        Some(Departure { items, crew: Crew { flight, joined, gone }, opened })
+        Some(Departure { items, crew: Crew { flight, joined, gone }, opened, next: self.next() })
     }
 
     /// Everything that waits is due from now on.
@@ -228,19 +232,15 @@ impl<K: Eq + Hash + Clone, Req, F: Clone> Queue<K, Req, F> {
         self.waiting
     }
 
-    fn first_due(&self, now: Instant) -> Option<usize> {
-        let first = self.line.first()?;
-        (self.is_timeless(first) || first.at <= now).then_some(first.index)
-    }
-
     /// Whether it does not wait for time: then it is due even if it became so after the clock was read.
     fn is_timeless(&self, due: &Due) -> bool {
         let full = |gathering: &Gathering<K, Req, F>| gathering.full;
         self.closed || self.rules.linger.is_zero() || self.batches[due.index].as_ref().is_some_and(full)
     }
 
-    fn begin(&mut self, key: K, now: Instant, flight: F) -> usize {
+    fn begin(&mut self, key: K, now: Instant, flight: impl FnOnce(Place, usize) -> F) -> usize {
         let index = self.free.pop().unwrap_or(self.batches.len());
+        let flight = flight(Place { batch: self.batch, index }, self.usual);
         let due = Due { at: after(now, self.rules.linger), batch: self.batch, index };
         let gathering = Gathering {
             key: key.clone(),
@@ -309,6 +309,39 @@ impl<K: Eq + Hash + Clone, Req, F: Clone> Queue<K, Req, F> {
 
     fn gathering(&mut self, index: usize) -> &mut Gathering<K, Req, F> {
         self.batches[index].as_mut().expect("it gathers")
+    }
+}
+
+/// When each batch is due, the oldest first of those due at once. The first one has a place of its own, so that one batch
+/// after the other moves nothing.
+#[derive(Default)]
+struct Line {
+    first: Option<Due>,
+    others: BTreeSet<Due>,
+}
+
+impl Line {
+    fn first(&self) -> Option<&Due> {
+        self.first.as_ref()
+    }
+
+    fn insert(&mut self, due: Due) {
+        let later = match self.first {
+            Some(first) if first < due => due,
+            _ => match self.first.replace(due) {
+                Some(first) => first,
+                None => return,
+            },
+        };
+        self.others.insert(later);
+    }
+
+    fn remove(&mut self, due: &Due) {
+        if self.first.as_ref() == Some(due) {
+            self.first = self.others.pop_first();
+        } else {
+            self.others.remove(due);
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, Wake, Waker},
     time::Duration,
 };
 
@@ -289,7 +289,7 @@ async fn the_worker_is_polled_for_batches_and_not_for_items() {
     let mut worker = spawn(worker);
     assert!(worker.poll().is_pending());
     let mut join = || {
-        let cx = &mut Context::from_waker(std::task::Waker::noop());
+        let cx = &mut Context::from_waker(Waker::noop());
         assert!(service.poll_ready(cx).is_ready());
         let mut call = spawn(service.call(1));
         assert!(call.poll().is_pending());
@@ -309,6 +309,72 @@ async fn the_worker_is_polled_for_batches_and_not_for_items() {
     assert!(worker.poll().is_pending());
     assert!(!worker.is_woken());
     assert!(calls.iter_mut().all(|call| call.is_woken() && call.poll().is_ready()));
+}
+
+/// A task that counts how often it is woken.
+#[derive(Default)]
+struct Woken(AtomicUsize);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, SeqCst);
+    }
+}
+
+/// Who waits for many is woken once, who asks from elsewhere is woken there, and nobody else is.
+#[tokio::test(start_paused = true)]
+async fn the_task_that_asked_last_is_woken() {
+    for failing in [false, true] {
+        let doubler = Doubler::new(0);
+        let batch = Batch::new(Settings::max_size(6).max_concurrent(1));
+        let (service, worker) = batch.layer().pair(doubler.service());
+        let mut worker = spawn(worker);
+        let mut calls = Vec::new();
+        for n in 0..6 {
+            let n = if failing && n == 5 { FAIL } else { n };
+            calls.push(service.clone().ready().await.unwrap().call(n));
+        }
+        let tasks: [Arc<Woken>; 4] = std::array::from_fn(|_| Arc::default());
+        let mut ask = |call: usize, task: usize| {
+            let waker = Waker::from(tasks[task].clone());
+            std::pin::Pin::new(&mut calls[call]).poll(&mut Context::from_waker(&waker))
+        };
+        for (call, task) in [(0, 0), (1, 0), (2, 1), (3, 1), (4, 2), (0, 0), (2, 1)] {
+            assert!(ask(call, task).is_pending());
+        }
+        assert!(worker.poll().is_pending());
+        // On the way they go to other tasks. The fifth goes away from its task, and the sixth never asked.
+        for (call, task) in [(2, 3), (4, 3), (4, 0)] {
+            assert!(ask(call, task).is_pending());
+        }
+        doubler.permits.add_permits(1);
+        assert!(worker.poll().is_pending());
+        assert_eq!(tasks.each_ref().map(|task| task.0.load(SeqCst)), [1, 1, 0, 1]);
+        for call in 0..6 {
+            let Poll::Ready(result) = ask(call, 2) else { panic!("it is answered") };
+            assert_eq!(result.ok(), (!failing).then_some(2 * call as u32));
+        }
+        assert!(tasks.iter().all(|task| Arc::strong_count(task) == 1), "a task is kept");
+    }
+}
+
+/// Of a task that all have left, nobody is woken.
+#[tokio::test(start_paused = true)]
+async fn a_task_that_nobody_waits_in_is_not_woken() {
+    let doubler = Doubler::new(1);
+    let (service, worker) = Batch::new(Settings::max_size(3)).layer().pair(doubler.service());
+    let mut worker = spawn(worker);
+    let tasks: [Arc<Woken>; 2] = std::array::from_fn(|_| Arc::default());
+    let mut calls = Vec::new();
+    for task in &tasks {
+        let mut call = service.clone().ready().await.unwrap().call(1);
+        let waker = Waker::from(task.clone());
+        assert!(std::pin::Pin::new(&mut call).poll(&mut Context::from_waker(&waker)).is_pending());
+        calls.push(call);
+    }
+    drop(calls.remove(0));
+    assert!(worker.poll().is_pending());
+    assert_eq!(tasks.each_ref().map(|task| task.0.load(SeqCst)), [0, 1]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -510,7 +576,7 @@ struct Moody {
 #[derive(Clone, Debug)]
 enum Mood {
     Ready,
-    Busy(Option<std::task::Waker>),
+    Busy(Option<Waker>),
     Broken,
     Panics,
 }
