@@ -12,7 +12,8 @@ use crate::{clock::after, settings::Settings};
 
 /// What waits, by key and in the order in which it is due.
 ///
-/// `F` is whatever the members of a batch have in common.
+/// `F` is whatever the members of a batch have in common. A key that panics while it is compared or hashed leaves everything
+/// whole.
 pub(crate) struct Queue<K, Req, F> {
     rules: Rules,
     batches: Vec<Option<Gathering<K, Req, F>>>,
@@ -25,6 +26,8 @@ pub(crate) struct Queue<K, Req, F> {
     closed: bool,
     /// The size of the last batch that went: what the next one may need.
     usual: usize,
+    /// How many items there is room for in all batches that wait, by what was `usual` when they began.
+    room: usize,
 }
 
 /// When a batch goes.
@@ -32,6 +35,7 @@ pub(crate) struct Queue<K, Req, F> {
 pub(crate) struct Rules {
     pub(crate) max_size: usize,
     pub(crate) max_weight: u64,
+    pub(crate) max_pending: usize,
     pub(crate) linger: Duration,
 }
 
@@ -53,6 +57,8 @@ pub(crate) enum Next {
 struct Gathering<K, Req, F> {
     key: K,
     items: Vec<Req>,
+    /// How many there was room for from the beginning.
+    members: usize,
     /// How many have joined. Those who left are `gone`, in order.
     joined: usize,
     gone: Vec<usize>,
@@ -127,7 +133,8 @@ impl Next {
 
 impl Rules {
     pub(crate) fn new(settings: &Settings, max_weight: u64) -> Self {
-        Self { max_size: settings.max_size, max_weight, linger: settings.linger }
+        let Settings { max_size, linger, max_pending, .. } = *settings;
+        Self { max_size, max_weight, max_pending, linger }
     }
 }
 
@@ -143,6 +150,7 @@ impl<K: Eq + Hash + Clone, Req, F: Clone> Queue<K, Req, F> {
             batch: 0,
             closed: false,
             usual: 0,
+            room: 0,
         }
     }
 
@@ -157,18 +165,22 @@ impl<K: Eq + Hash + Clone, Req, F: Clone> Queue<K, Req, F> {
         flight: impl FnOnce(Place, usize) -> F,
     ) -> Joined<F> {
         let Rules { max_size, max_weight, .. } = self.rules;
+        let fills = |items: usize, weight: u64| items >= max_size || weight >= max_weight;
         let mut open = self.open.get(&key);
         let mut hurry = false;
-        if let Some(index) = open
-            && self.gathering(index).weight.saturating_add(weight) > max_weight
-        {
-            hurry |= self.fill(index, now());
-            open = None;
+        if let Some(index) = open {
+            let gathering = self.gathering(index);
+            let (items, weight) = (gathering.items.len() + 1, gathering.weight.saturating_add(weight));
+            let too_heavy = weight > max_weight;
+            if too_heavy || fills(items, weight) {
+                hurry |= self.fill(index, now());
+            }
+            open = open.filter(|_| !too_heavy);
         }
         let index = match open {
             Some(index) => index,
             None => {
-                let index = self.begin(key, now(), flight);
+                let index = self.begin(key, fills(1, weight), now(), flight);
                 hurry |= self.is_first(index);
                 index
             }
@@ -179,9 +191,6 @@ impl<K: Eq + Hash + Clone, Req, F: Clone> Queue<K, Req, F> {
         let seat = gathering.joined;
         gathering.joined += 1;
         let flight = gathering.flight.clone();
-        if gathering.items.len() >= max_size || gathering.weight >= max_weight {
-            hurry |= self.fill(index, now());
-        }
         self.waiting += 1;
         Joined { flight, seat, hurry }
     }
@@ -191,13 +200,16 @@ impl<K: Eq + Hash + Clone, Req, F: Clone> Queue<K, Req, F> {
         let Place { batch, index } = place;
         let gathering = self.batches.get_mut(index)?.as_mut().filter(|it| it.due.batch == batch)?;
         let before = gathering.gone.binary_search(&seat).err()?;
+        if gathering.items.len() == 1 {
+            let item = self.remove(index).items.pop();
+            self.waiting -= 1;
+            return item;
+        }
         gathering.gone.insert(before, seat);
         let item = gathering.items.remove(seat - before);
         gathering.weight -= weight.min(gathering.weight);
         self.waiting -= 1;
-        if gathering.items.is_empty() {
-            self.remove(index);
-        } else if gathering.full {
+        if gathering.full {
             self.reopen(index);
         }
         Some(item)
@@ -238,41 +250,49 @@ impl<K: Eq + Hash + Clone, Req, F: Clone> Queue<K, Req, F> {
         self.closed || self.rules.linger.is_zero() || self.batches[due.index].as_ref().is_some_and(full)
     }
 
-    fn begin(&mut self, key: K, now: Instant, flight: impl FnOnce(Place, usize) -> F) -> usize {
-        let index = self.free.pop().unwrap_or(self.batches.len());
-        let flight = flight(Place { batch: self.batch, index }, self.usual);
-        let due = Due { at: after(now, self.rules.linger), batch: self.batch, index };
+    /// A batch that takes further items, unless its first one fills it.
+    fn begin(&mut self, key: K, full: bool, now: Instant, flight: impl FnOnce(Place, usize) -> F) -> usize {
+        let index = self.free.last().copied().unwrap_or(self.batches.len());
+        if !full {
+            self.open.insert(key.clone(), index);
+        }
+        let members = if full { 1 } else { self.usual.min(self.rules.max_pending.saturating_sub(self.room)) };
+        let flight = flight(Place { batch: self.batch, index }, members);
+        let linger = if full { Duration::ZERO } else { self.rules.linger };
+        let due = Due { at: after(now, linger), batch: self.batch, index };
         let gathering = Gathering {
-            key: key.clone(),
-            items: Vec::with_capacity(self.usual),
+            key,
+            items: Vec::with_capacity(members),
+            members,
             joined: 0,
             gone: Vec::new(),
             weight: 0,
             opened: now,
             due,
-            full: false,
+            full,
             flight,
         };
         match self.batches.get_mut(index) {
             Some(empty) => *empty = Some(gathering),
             None => self.batches.push(Some(gathering)),
         }
+        self.free.pop();
         self.batch += 1;
+        self.room += members;
         self.line.insert(due);
-        self.open.insert(key, index);
         index
     }
 
     /// Nothing more goes in, and it is due at the latest now. Whether it is the first that is.
     fn fill(&mut self, index: usize, now: Instant) -> bool {
         let gathering = self.batches[index].as_mut().expect("it gathers");
+        self.open.remove(&gathering.key);
         gathering.full = true;
         if gathering.due.at > now {
             self.line.remove(&gathering.due);
             gathering.due.at = now;
             self.line.insert(gathering.due);
         }
-        self.open.remove(&gathering.key);
         self.is_first(index)
     }
 
@@ -298,11 +318,11 @@ impl<K: Eq + Hash + Clone, Req, F: Clone> Queue<K, Req, F> {
     }
 
     fn remove(&mut self, index: usize) -> Gathering<K, Req, F> {
+        let open = self.batches[index].as_ref().filter(|it| !it.full);
+        open.into_iter().for_each(|it| self.open.remove(&it.key));
         let gathering = self.batches[index].take().expect("it gathers");
         self.line.remove(&gathering.due);
-        if !gathering.full {
-            self.open.remove(&gathering.key);
-        }
+        self.room -= gathering.members;
         self.free.push(index);
         gathering
     }

@@ -66,10 +66,18 @@ impl<Req, T, E, K: Eq + Hash + Clone> Shared<Req, T, E, K> {
     pub(crate) fn leave(&self, place: Place, seat: usize, weight: u64) -> bool {
         let mut queue = lock(&self.queue);
         let item = queue.leave(place, seat, weight);
-        self.control.waiting.store(queue.waiting(), Relaxed);
+        let waiting = queue.waiting();
+        self.control.waiting.store(waiting, Relaxed);
         drop(queue);
-        self.control.places.add_permits(usize::from(item.is_some()));
-        item.is_some()
+        if item.is_none() {
+            return false;
+        }
+        self.control.places.add_permits(1);
+        if waiting == 0 {
+            // What the worker waits for, to send it, is of no use any more; and it may have been the last one ever.
+            self.control.ring();
+        }
+        true
     }
 
     /// When to look again, as of now.

@@ -155,6 +155,7 @@ where
                 Ok(Poll::Ready(Err(error))) => service_failed(error),
                 _ => Failure::Panicked,
             };
+            drop_quietly(items);
             self.give_back();
             aboard.fail(failure, &mut self.woken);
         }
@@ -206,6 +207,11 @@ where
 /// What became of a batch.
 type Landed<T, E> = Result<Result<T, E>, Panicked>;
 
+/// An item may panic when it is dropped.
+fn drop_quietly<T>(items: Vec<T>) {
+    let _ = catch_unwind(AssertUnwindSafe(|| drop(items)));
+}
+
 fn service_failed(error: impl Into<BoxError>) -> Failure {
     Failure::Service(BatchFailed::new(error.into()))
 }
@@ -220,7 +226,7 @@ where
         self.shared.close();
         while let Some(Departure { items, crew, .. }) = self.shared.take(clock::now()) {
             crew.flight.fail(Failure::Closed, &mut self.woken);
-            drop(items);
+            drop_quietly(items);
         }
     }
 }

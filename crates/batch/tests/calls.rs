@@ -565,6 +565,113 @@ async fn a_worker_that_is_dropped_leaves_nobody_waiting() {
     assert_eq!((stats.waiting, stats.in_flight, stats.batches, stats.failed), (0, 0, 1, 1));
 }
 
+/// Whatever the worker waits for: when nobody wants anything any more it ends.
+#[tokio::test(start_paused = true)]
+async fn when_all_have_left_the_worker_ends_whatever_it_waits_for() {
+    let mood = Arc::new(Mutex::new(Mood::Busy(None)));
+    for shut_down in [true, false] {
+        let moody = Moody { doubler: Doubler::new(0), mood: mood.clone(), clones: Arc::default() };
+        let batch = Batch::new(Settings::max_size(1));
+        let (service, worker) = batch.layer().pair(moody);
+        let mut worker = spawn(worker);
+        let mut calls: Vec<_> = (0..2).map(|n| spawn(service.clone().oneshot(n))).collect();
+        assert!(calls.iter_mut().all(|call| call.poll().is_pending()));
+        assert!(worker.poll().is_pending());
+        if shut_down {
+            batch.shutdown();
+        }
+        drop(service);
+        assert!(worker.poll().is_pending());
+        drop(calls.pop());
+        assert!(!worker.is_woken());
+        drop(calls.pop());
+        assert!(worker.is_woken() && worker.poll().is_ready());
+    }
+}
+
+/// An executor looks at the statistics when it wakes the worker.
+#[tokio::test(start_paused = true)]
+async fn statistics_are_right_while_it_is_shut_down() {
+    struct Looks(Batch, Mutex<Vec<usize>>);
+
+    impl Wake for Looks {
+        fn wake(self: Arc<Self>) {
+            self.1.lock().unwrap().push(self.0.stats().waiting);
+        }
+    }
+
+    let batch = Batch::new(Settings::max_size(9).linger(SECOND));
+    let (mut service, worker) = batch.layer().pair(Doubler::new(0).service());
+    let _call = service.ready().await.unwrap().call(1);
+    let looks = Arc::new(Looks(batch.clone(), Mutex::default()));
+    let mut worker = pin!(worker);
+    let waker = Waker::from(looks.clone());
+    assert!(worker.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    batch.shutdown();
+    assert_eq!(*looks.1.lock().unwrap(), [1]);
+}
+
+/// An item that panics when it is dropped, once.
+#[derive(Clone, Debug, Default)]
+struct Bomb(Arc<AtomicUsize>);
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        if self.0.swap(0, SeqCst) > 0 {
+            std::panic::resume_unwind(Box::new("an item panics"));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn items_that_panic_when_they_are_dropped_harm_nobody() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let (service, worker) = Batch::new(Settings::max_size(2)).layer().pair(Broken { asked: asked.clone() });
+    let mut worker = spawn(worker);
+    for round in 1..3 {
+        let bomb = Bomb(Arc::new(AtomicUsize::new(1)));
+        let mut calls = [bomb.clone(), Bomb::default()].map(|item| spawn(service.clone().oneshot(item)));
+        std::mem::forget(bomb);
+        assert!(calls.iter_mut().all(|call| call.poll().is_pending()));
+        assert!(worker.poll().is_pending());
+        assert!(
+            calls
+                .iter_mut()
+                .all(|call| matches!(call.poll(), Poll::Ready(Err(error)) if error.is::<BatchFailed>()))
+        );
+        assert_eq!(asked.load(SeqCst), round);
+    }
+    // Two batches wait when the worker is dropped.
+    let items = [1, 0, 0].map(|n| Bomb(Arc::new(AtomicUsize::new(n))));
+    let mut calls = items.map(|item| spawn(service.clone().oneshot(item)));
+    assert!(calls.iter_mut().all(|call| call.poll().is_pending()));
+    drop(worker);
+    for mut call in calls {
+        assert!(matches!(call.poll(), Poll::Ready(Err(error)) if kind(&error) == RejectionKind::Closed));
+    }
+}
+
+/// It is never ready.
+#[derive(Clone)]
+struct Broken {
+    asked: Arc<AtomicUsize>,
+}
+
+impl Service<Vec<Bomb>> for Broken {
+    type Response = Vec<Result<(), BoxError>>;
+    type Error = BoxError;
+    type Future = std::future::Pending<Result<Self::Response, BoxError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.asked.fetch_add(1, SeqCst);
+        Poll::Ready(Err("it is broken".into()))
+    }
+
+    fn call(&mut self, _: Vec<Bomb>) -> Self::Future {
+        unreachable!("it is not ready")
+    }
+}
+
 /// What becomes ready late, or not, or panics when it is asked.
 #[derive(Clone)]
 struct Moody {

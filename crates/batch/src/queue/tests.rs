@@ -136,7 +136,7 @@ proptest! {
         max_weight in prop_oneof![Just(u64::MAX), 1..9_u64],
         linger in 0..4_u32,
     ) {
-        let rules = Rules { max_size, max_weight, linger: linger * MILLI };
+        let rules = Rules { max_size, max_weight, max_pending: 99, linger: linger * MILLI };
         let mut model = Model { rules, batches: Vec::new(), closed: false };
         let mut queue: Queue<u8, usize, (u8, Place)> = Queue::new(rules);
         let mut places = Vec::new();
@@ -199,7 +199,7 @@ proptest! {
 }
 
 fn queue(max_size: usize, linger: u32) -> Queue<(), char, Place> {
-    Queue::new(Rules { max_size, max_weight: u64::MAX, linger: linger * MILLI })
+    Queue::new(Rules { max_size, max_weight: u64::MAX, max_pending: 99, linger: linger * MILLI })
 }
 
 fn join(queue: &mut Queue<(), char, Place>, item: char, now: Instant) -> Joined<Place> {
@@ -258,9 +258,95 @@ fn nobody_overtakes_who_came_before() {
     assert_eq!(went, [vec!['b'], vec!['c', 'd'], vec!['e']]);
 }
 
+/// Lists are made as long as the last batch was, but not for every key of many.
+#[test]
+fn room_is_made_for_no_more_than_may_wait() {
+    let rules = Rules { max_size: 100, max_weight: u64::MAX, max_pending: 1_600, linger: MILLI };
+    let mut queue: Queue<u32, u32, usize> = Queue::new(rules);
+    let now = Instant::now();
+    let join = |queue: &mut Queue<u32, u32, usize>, key| {
+        queue.join(key, 0, key, || now, |_, members| members).flight
+    };
+    for round in 0..3 {
+        assert_eq!(join(&mut queue, 0), if round == 0 { 0 } else { 100 });
+        (1..100).for_each(|_| _ = join(&mut queue, 0));
+        assert_eq!(queue.take(now).map(|it| it.items.len()), Some(100));
+        let members: usize = (1..=1_000).map(|key| join(&mut queue, key)).sum();
+        let room: usize = queue.batches.iter().flatten().map(|it| it.items.capacity()).sum();
+        assert_eq!(members, 1_600);
+        assert!(room < 1_600 + 4 * 1_000, "room for {room} items");
+        while queue.take(now + MILLI).is_some() {}
+        assert_eq!(queue.room, 0);
+        (0..100).for_each(|_| _ = join(&mut queue, 0));
+        assert_eq!(queue.take(now).map(|it| it.items.len()), Some(100));
+    }
+}
+
+/// A key that panics when it is hashed the so many-th time from now on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Moody(char);
+
+thread_local!(static HASHES: std::cell::Cell<u32> = const { std::cell::Cell::new(u32::MAX) });
+
+impl Hash for Moody {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        HASHES.set(HASHES.get() - 1);
+        if HASHES.get() == 0 {
+            std::panic::resume_unwind(Box::new("a key panics"));
+        }
+        self.0.hash(state);
+    }
+}
+
+#[test]
+fn a_key_that_panics_leaves_everything_whole() {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    let mut panics = 0;
+    for (max_size, max_weight, hash) in (1..4)
+        .flat_map(|size| [3, 9].into_iter().flat_map(move |weight| (1..6).map(move |n| (size, weight, n))))
+    {
+        let rules = Rules { max_size, max_weight, max_pending: 99, linger: MILLI };
+        let mut queue: Queue<Moody, u64, Place> = Queue::new(rules);
+        let now = Instant::now();
+        let mut waiting = 0;
+        for (key, weight) in [('a', 1), ('b', 2), ('c', 2), ('b', 1), ('c', 2), ('c', 1), ('b', 3), ('d', 1)]
+        {
+            let join =
+                |queue: &mut Queue<_, _, _>| queue.join(Moody(key), weight, weight, || now, |place, _| place);
+            HASHES.set(hash);
+            let joined = catch_unwind(AssertUnwindSafe(|| join(&mut queue)));
+            HASHES.set(u32::MAX);
+            panics += u32::from(joined.is_err());
+            waiting += usize::from(joined.is_ok());
+            if key == 'c'
+                && let Ok(joined) = joined
+            {
+                HASHES.set(hash);
+                let left = catch_unwind(AssertUnwindSafe(|| queue.leave(joined.flight, joined.seat, weight)));
+                HASHES.set(u32::MAX);
+                panics += u32::from(left.is_err());
+                waiting = if left.is_ok() { waiting - 1 } else { queue.waiting() };
+            }
+            assert_eq!(queue.waiting(), waiting);
+        }
+        let mut went = 0;
+        while let Some(departure) = queue.take(now + MILLI) {
+            assert!((1..=max_size).contains(&departure.items.len()));
+            assert!(departure.items.len() == 1 || departure.items.iter().sum::<u64>() <= max_weight);
+            went += departure.items.len();
+        }
+        assert_eq!((went, queue.waiting()), (waiting, 0));
+        assert!(queue.open.is_empty() && queue.line.first().is_none());
+        assert_eq!(queue.free.len(), queue.batches.len());
+    }
+    assert!(panics > 20, "{panics} panics");
+}
+
 #[test]
 fn weights_saturate() {
-    let mut queue: Queue<(), char, ()> = Queue::new(Rules { max_size: 9, max_weight: 9, linger: MILLI });
+    let mut queue: Queue<(), char, ()> =
+        Queue::new(Rules { max_size: 9, max_weight: 9, max_pending: 99, linger: MILLI });
     let now = Instant::now();
     for (item, weight) in [('a', 1), ('b', u64::MAX), ('c', u64::MAX), ('d', 8)] {
         queue.join((), weight, item, || now, |_, _| ());
