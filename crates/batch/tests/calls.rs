@@ -565,6 +565,54 @@ async fn a_worker_that_is_dropped_leaves_nobody_waiting() {
     assert_eq!((stats.waiting, stats.in_flight, stats.batches, stats.failed), (0, 0, 1, 1));
 }
 
+/// The user's functions are asked before anything is taken, so a panic in one leaves the place with its service.
+#[tokio::test(start_paused = true)]
+async fn a_key_or_a_weight_that_panics_changes_nothing() {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    let moody = |n: &u32| if *n == PANIC { std::panic::resume_unwind(Box::new("no key")) } else { 1 };
+    let doubler = Doubler::new(100);
+    let batch = Batch::new(Settings::max_size(2).max_pending(1));
+    for by_key in [true, false] {
+        let layer = batch.layer();
+        let (mut service, worker) = if by_key {
+            layer.by(move |n| moody(n)).pair(doubler.service())
+        } else {
+            layer.by(|_| 1).max_weight(9, moody).pair(doubler.service())
+        };
+        let mut worker = spawn(worker);
+        for _ in 0..3 {
+            service.ready().await.unwrap();
+            assert!(catch_unwind(AssertUnwindSafe(|| service.call(PANIC))).is_err());
+            assert_eq!(batch.stats().waiting, 0);
+        }
+        let mut other = service.clone();
+        assert!(spawn(other.ready()).poll().is_pending(), "the only place is the first one's");
+        let mut call = spawn(service.call(1));
+        assert!(worker.poll().is_pending());
+        assert!(matches!(call.poll(), Poll::Ready(Ok(2))));
+        assert!(spawn(other.ready()).poll().is_ready());
+    }
+}
+
+/// Who is answered at the very moment at which time is up is answered.
+#[tokio::test(start_paused = true)]
+async fn an_answer_in_time_counts() {
+    for (took, in_time) in [(999, true), (1_000, true), (1_001, false)] {
+        let below = service_fn(move |items: Vec<u32>| async move {
+            sleep(took * MILLI).await;
+            Ok::<_, BoxError>(items.into_iter().map(Ok::<_, BoxError>).collect::<Vec<_>>())
+        });
+        let batch = Batch::new(Settings::max_size(2).linger(10 * MILLI).deadline(SECOND));
+        let service = batch.layer().layer(below);
+        let begin = Instant::now();
+        let result = service.clone().oneshot(1).await;
+        assert_eq!(result.is_ok(), in_time, "{took} ms");
+        assert_eq!(begin.elapsed(), 10 * MILLI + took.min(1_000) * MILLI);
+        assert_eq!(batch.stats().failed, u64::from(!in_time));
+    }
+}
+
 /// Whatever the worker waits for: when nobody wants anything any more it ends.
 #[tokio::test(start_paused = true)]
 async fn when_all_have_left_the_worker_ends_whatever_it_waits_for() {
