@@ -1,14 +1,14 @@
 //! What is collected, and when a batch goes. No clock and no tower in here.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    hash::Hash,
-    time::Duration,
-};
+use std::{hash::Hash, time::Duration};
 
 use tokio::time::Instant;
 
 use crate::{clock::after, settings::Settings};
+
+mod order;
+
+use order::{Due, Line, Open};
 
 /// What waits, by key and in the order in which it is due.
 ///
@@ -37,14 +37,6 @@ pub(crate) struct Rules {
     pub(crate) max_weight: u64,
     pub(crate) max_pending: usize,
     pub(crate) linger: Duration,
-}
-
-/// A batch that waits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Due {
-    at: Instant,
-    batch: u64,
-    index: usize,
 }
 
 /// When the worker has to look again.
@@ -329,82 +321,6 @@ impl<K: Eq + Hash + Clone, Req, F: Clone> Queue<K, Req, F> {
 
     fn gathering(&mut self, index: usize) -> &mut Gathering<K, Req, F> {
         self.batches[index].as_mut().expect("it gathers")
-    }
-}
-
-/// When each batch is due, the oldest first of those due at once. The first one has a place of its own, so that one batch
-/// after the other moves nothing.
-#[derive(Default)]
-struct Line {
-    first: Option<Due>,
-    others: BTreeSet<Due>,
-}
-
-impl Line {
-    fn first(&self) -> Option<&Due> {
-        self.first.as_ref()
-    }
-
-    fn insert(&mut self, due: Due) {
-        let later = match self.first {
-            Some(first) if first < due => due,
-            _ => match self.first.replace(due) {
-                Some(first) => first,
-                None => return,
-            },
-        };
-        self.others.insert(later);
-    }
-
-    fn remove(&mut self, due: &Due) {
-        if self.first.as_ref() == Some(due) {
-            self.first = self.others.pop_first();
-        } else {
-            self.others.remove(due);
-        }
-    }
-}
-
-/// Which batch takes the items of a key. The first key has a place of its own, so a queue without keys hashes nothing.
-struct Open<K> {
-    first: Option<(K, usize)>,
-    others: HashMap<K, usize>,
-}
-
-impl<K> Default for Open<K> {
-    fn default() -> Self {
-        Self { first: None, others: HashMap::new() }
-    }
-}
-
-impl<K: Eq + Hash> Open<K> {
-    fn get(&self, key: &K) -> Option<usize> {
-        match &self.first {
-            Some((first, index)) if first == key => Some(*index),
-            _ if self.others.is_empty() => None,
-            _ => self.others.get(key).copied(),
-        }
-    }
-
-    #[cfg(all(test, not(loom)))]
-    fn is_empty(&self) -> bool {
-        self.first.is_none() && self.others.is_empty()
-    }
-
-    fn insert(&mut self, key: K, index: usize) {
-        if self.first.is_none() {
-            self.first = Some((key, index));
-        } else {
-            self.others.insert(key, index);
-        }
-    }
-
-    fn remove(&mut self, key: &K) {
-        if self.first.as_ref().is_some_and(|(first, _)| first == key) {
-            self.first = None;
-        } else {
-            self.others.remove(key);
-        }
     }
 }
 
