@@ -50,7 +50,7 @@ impl Frames {
         Self { max_body: 1 << 20, keeps_no_cache: false, keyed_by: &[] }
     }
 
-    /// How many bytes of a body are held at most; a frame counts for at most 80 bytes beside its data. 1 MiB by default.
+    /// How many bytes of a body are held at most; a frame counts for at most 64 bytes beside its data. 1 MiB by default.
     ///
     /// With 0 no response that has a body is kept, or joined once it runs.
     #[must_use]

@@ -71,7 +71,7 @@ impl End {
 /// What weighs on memory beside its bytes: the piece in the queue and what counts the references to it.
 const PIECE: usize = 2 * size_of::<Piece>();
 
-const _: () = assert!(PIECE <= 80, "`Frames::max_body` says so");
+const _: () = assert!(PIECE <= 64, "`Frames::max_body` says so");
 
 /// What a body gave, and what it said of itself then.
 struct Step {
