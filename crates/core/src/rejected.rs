@@ -199,8 +199,11 @@ pub enum RejectionKind {
     QueueTimeout,
     /// The circuit breaker is open, or half-open with all its probes taken.
     CircuitOpen,
-    /// The request or the response breaks a rule.
+    /// The request breaks a rule.
     Invalid,
+    /// The answer of the service below breaks a rule. It says nothing about whether that service works: what a caller asks
+    /// for decides what is answered, and no caller shall open a breaker for all others.
+    InvalidAnswer,
     /// The component is known to be down.
     Unhealthy,
     /// Every target was tried and failed.
@@ -234,6 +237,7 @@ impl RejectionKind {
             | Self::QueueTimeout
             | Self::CircuitOpen
             | Self::Invalid
+            | Self::InvalidAnswer
             | Self::Unhealthy
             | Self::Conflict
             | Self::Lagged
@@ -251,6 +255,7 @@ impl fmt::Display for RejectionKind {
             Self::QueueTimeout => "waited too long in the queue",
             Self::CircuitOpen => "circuit open",
             Self::Invalid => "invalid",
+            Self::InvalidAnswer => "the answer is invalid",
             Self::Unhealthy => "unhealthy",
             Self::Exhausted => "every target failed",
             Self::Deadline => "out of time",
@@ -314,6 +319,7 @@ mod tests {
             K::QueueTimeout,
             K::CircuitOpen,
             K::Invalid,
+            K::InvalidAnswer,
             K::Unhealthy,
             K::Conflict,
             K::Lagged,

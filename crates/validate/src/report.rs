@@ -155,11 +155,11 @@ impl Report {
 
     /// The refusal with this report as its source. The same request never passes, the same call may have a better answer.
     pub(crate) fn into_error(self) -> BoxError {
-        let retry_after = match self.part {
-            Part::Request => RetryAfter::Never,
-            Part::Response => RetryAfter::Unknown,
+        let (kind, retry_after) = match self.part {
+            Part::Request => (RejectionKind::Invalid, RetryAfter::Never),
+            Part::Response => (RejectionKind::InvalidAnswer, RetryAfter::Unknown),
         };
-        Rejected::new(RejectionKind::Invalid, NAME).with_retry_after(retry_after).with_source(self).into()
+        Rejected::new(kind, NAME).with_retry_after(retry_after).with_source(self).into()
     }
 }
 

@@ -159,7 +159,7 @@ async fn whole_bodies_are_read_and_bounded() {
         .whole(16, Rules::new().error("deny", text(Pattern::deny("SECRET").unwrap())));
     assert_eq!(read(through(&validator, chunks(vec![b"fi", b"ne"])).await.unwrap()).await.0, b"fine");
     let error = through(&validator, chunks(vec![b"a SEC", b"RET"])).await.unwrap_err();
-    assert_eq!(Rejected::find(&*error).unwrap().kind(), RejectionKind::Invalid);
+    assert_eq!(Rejected::find(&*error).unwrap().kind(), RejectionKind::InvalidAnswer);
     for long in [full("12345678901234567"), chunks(vec![b"1234567890", b"1234567"])] {
         assert!(Report::find(&*through(&validator, long).await.unwrap_err()).unwrap().is_malformed());
     }
@@ -206,7 +206,7 @@ async fn a_pattern_across_chunks_and_windows_is_found() {
     let response = through(&guarded(window), chunks(vec![b"12345SECRET67890 and more"])).await.unwrap();
     let (passed, error) = read(response).await;
     assert_eq!(passed, b"12345SEC", "the window before was clean");
-    assert_eq!(Rejected::find(&*error.unwrap()).unwrap().kind(), RejectionKind::Invalid);
+    assert_eq!(Rejected::find(&*error.unwrap()).unwrap().kind(), RejectionKind::InvalidAnswer);
     // What the documentation says can be missed: a match longer than the overlap.
     let response =
         through(&guarded(Window::new(8).overlap(2)), chunks(vec![b"12345SECRET67890"])).await.unwrap();
