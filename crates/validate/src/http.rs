@@ -12,7 +12,7 @@ mod window;
 pub use bodies::{Bodies, Checking};
 pub use checked::Checked;
 #[cfg(feature = "json")]
-pub(crate) use message::is_encoded;
+pub(crate) use message::uncheckable;
 pub use message::{Message, content_type, max_bytes, text, well_formed};
 pub use pattern::{InvalidPattern, Pattern};
 pub use pii::Pii;

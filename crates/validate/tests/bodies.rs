@@ -93,6 +93,15 @@ fn requests_are_looked_at() {
     let rules = Rules::new().warn("json", well_formed(3)).warn("text", text(Pii::all()));
     let report = rules.check(&coded, Level::Lenient);
     assert!(report.refuses() && report.violations().iter().all(bartizan_validate::Violation::is_malformed));
+    // In UTF-16 a word looks like another one.
+    for kind in ["text/plain; charset=utf-16", "application/json;a=b; Charset=\"UTF-7\""] {
+        let request = Request::builder().header("content-type", kind).body("{}").unwrap();
+        assert!(rules.check(&request, Level::Lenient).is_malformed(), "{kind}");
+    }
+    for kind in ["text/plain; charset=\"UTF-8\"", "a/b; q", "a/b;charset=us-ascii"] {
+        let request = Request::builder().header("content-type", kind).body("{}").unwrap();
+        assert!(rules.check(&request, Level::Lenient).is_clean(), "{kind}");
+    }
 }
 
 #[test]
@@ -189,7 +198,15 @@ async fn what_cannot_be_checked_is_refused() {
         assert!(through(&validator, with("content-encoding", "br")).await.is_err());
         assert!(through(&validator, with("content-encoding", "identity")).await.is_ok());
         assert!(through(&validator, with("content-type", "text/plain")).await.is_ok());
-        assert_eq!(validator.stats().refused_responses, 2);
+        assert!(through(&validator, with("content-type", "text/plain; charset=utf-16")).await.is_err());
+        // Two parts of a body could be put together.
+        let mut part = full("SEC");
+        *part.status_mut() = http::StatusCode::PARTIAL_CONTENT;
+        assert!(through(&validator, part).await.is_err());
+        let mut twice = with("content-type", "text/plain");
+        twice.headers_mut().append("content-type", "text/event-stream".parse().unwrap());
+        assert!(through(&validator, twice).await.is_err());
+        assert_eq!(validator.stats().refused_responses, 5);
     }
     // Without rules for bodies there is nothing to get past.
     let unchecked = Validator::http(Rules::new());

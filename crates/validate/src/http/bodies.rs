@@ -7,13 +7,17 @@ use std::{
 
 use bartizan_core::BoxError;
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, Request, Response, StatusCode, header::CONTENT_LENGTH, response::Parts};
+use http::{
+    HeaderMap, Request, Response, StatusCode,
+    header::{CONTENT_LENGTH, CONTENT_TYPE},
+    response::Parts,
+};
 use http_body::Body;
 use pin_project_lite::pin_project;
 
 use super::{
     checked::Checked,
-    message::{is_encoded, media_type},
+    message::{media_type, uncheckable},
     window::{Judge, Raw, Window},
 };
 use crate::{Answers, Part, Policy, Report, Rules, Validator, validator::Tally};
@@ -171,8 +175,14 @@ impl Settings {
         if !some || !response.status().is_success() || response.status() == StatusCode::NO_CONTENT {
             return Way::Pass;
         }
-        if is_encoded(response.headers()) {
-            return Way::Refuse("a body with a content coding cannot be checked");
+        if let Some(why) = uncheckable(response.headers()) {
+            return Way::Refuse(why);
+        }
+        if response.status() == StatusCode::PARTIAL_CONTENT {
+            return Way::Refuse("a part of a body cannot be checked");
+        }
+        if response.headers().get_all(CONTENT_TYPE).iter().count() > 1 {
+            return Way::Refuse("a body of two content types cannot be checked");
         }
         if media_type(response.headers()).eq_ignore_ascii_case("text/event-stream") {
             #[cfg(feature = "json")]

@@ -5,10 +5,12 @@ use bytes::{Bytes, BytesMut};
 use serde_json::Value;
 
 use super::window::{Hold, Judge, Seen, Window};
-use crate::Report;
+use crate::{Report, json::read};
 
 /// A longer event is refused, in bytes.
 const MOST_EVENT: usize = 1 << 20;
+/// JSON that is nested deeper is not read.
+const MOST_DEEP: usize = 127;
 /// More is not held, in bytes, however little text is in it.
 const MOST_HELD: usize = 64 << 10;
 /// A stream with more texts is refused: that bounds what is remembered.
@@ -62,7 +64,7 @@ impl Events {
     }
 
     fn read(&mut self, data: &[u8]) -> Result<(), Report> {
-        match serde_json::from_slice::<Value>(data) {
+        match read(data, MOST_DEEP) {
             Ok(value) => {
                 let (texts, fresh) = (&mut self.texts, &mut self.fresh);
                 let all =
@@ -74,7 +76,7 @@ impl Events {
                 }
             }
             Err(_) if data.trim_ascii_start().starts_with(b"{") => {
-                Err(self.judge.malformed("an event whose JSON is broken cannot be checked"))
+                Err(self.judge.malformed("an event whose JSON is broken or ambiguous cannot be checked"))
             }
             Err(_) => match str::from_utf8(data) {
                 Ok(text) => {

@@ -75,23 +75,30 @@ impl Pii {
     }
 }
 
+impl Pii {
+    /// Which classes are in the text, in words.
+    fn found_in(self, text: &str) -> impl Iterator<Item = &'static str> {
+        type IsIn = fn(&str) -> bool;
+        let classes: [(bool, IsIn, _); 4] = [
+            (self.emails, has_email, "an e-mail address"),
+            (self.phones, has_phone, "a phone number"),
+            (self.cards, has_card, "the number of a payment card"),
+            (self.secrets, has_secret, "a key or a token"),
+        ];
+        classes.into_iter().filter(|(wanted, is_in, _)| *wanted && is_in(text)).map(|(_, _, class)| class)
+    }
+}
+
 impl Rule<str> for Pii {
     fn check(&self, text: &str, found: &mut Found<'_>) {
-        // Most text has none of the bytes that these begin with, which is much faster to see.
-        if self.emails && text.contains('@') && EMAIL.is_match(text) {
-            found.violation("", "an e-mail address");
+        for class in self.found_in(text) {
+            found.violation("", class);
         }
-        if (self.phones || self.cards) && before_digit(text.as_bytes()) < text.len() {
-            if self.phones && has_phone(text) {
-                found.violation("", "a phone number");
-            }
-            if self.cards && has_card(text.as_bytes()) {
-                found.violation("", "the number of a payment card");
-            }
-        }
-        if self.secrets && text.len() >= SHORTEST_SECRET && SECRET.is_match(text) {
-            found.violation("", "a key or a token");
-        }
+    }
+
+    /// None of it goes across a line feed, and what may not stand before or behind it is no line feed.
+    fn clears(&self, lines: &str) -> bool {
+        self.found_in(lines).next().is_none()
     }
 }
 
@@ -134,20 +141,33 @@ static SECRET: LazyLock<Regex> = LazyLock::new(|| {
     )
 });
 
+// Most text has none of the bytes that these begin with, which is much faster to see.
+
+fn has_email(text: &str) -> bool {
+    text.contains('@') && EMAIL.is_match(text)
+}
+
+fn has_secret(text: &str) -> bool {
+    text.len() >= SHORTEST_SECRET && SECRET.is_match(text)
+}
+
 fn has_phone(text: &str) -> bool {
-    PHONE.find_iter(text).any(|hit| {
-        let (before, after) = (&text[..hit.start()], &text.as_bytes()[hit.end()..]);
-        // A number that goes on is another number: a version, an address.
-        let goes_on = matches!(after, [b'.', b'0'..=b'9', ..]) || before.ends_with(['.', '+']);
-        let begins = hit.as_str().starts_with(['(', '+']) || is_edge(text, hit.start());
-        begins && !goes_on
-    })
+    let first = before_digit(text.as_bytes());
+    first < text.len()
+        && PHONE.find_iter(text).any(|hit| {
+            let (before, after) = (&text[..hit.start()], &text.as_bytes()[hit.end()..]);
+            // A number that goes on is another number: a version, an address.
+            let goes_on = matches!(after, [b'.', b'0'..=b'9', ..]) || before.ends_with(['.', '+']);
+            let begins = hit.as_str().starts_with(['(', '+']) || is_edge(text, hit.start());
+            begins && !goes_on
+        })
 }
 
 /// Whether there is a run of digits, with single spaces or hyphens between groups of them, of which some whole groups are
 /// the number of a card.
-fn has_card(bytes: &[u8]) -> bool {
+fn has_card(text: &str) -> bool {
     const MOST: usize = 63;
+    let bytes = text.as_bytes();
     let mut at = 0;
     while at < bytes.len() {
         at += before_digit(&bytes[at..]);

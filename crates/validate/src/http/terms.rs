@@ -54,17 +54,26 @@ impl Terms {
     }
 }
 
+impl Terms {
+    fn is_in(&self, text: &str) -> bool {
+        if self.inside_words {
+            return self.automaton.is_match(text);
+        }
+        let words = |start, end| is_edge(text, start) && is_edge(text, end);
+        self.automaton.find_overlapping_iter(Input::new(text)).any(|hit| words(hit.start(), hit.end()))
+    }
+}
+
 impl Rule<str> for Terms {
     fn check(&self, text: &str, found: &mut Found<'_>) {
-        let matched = if self.inside_words {
-            self.automaton.is_match(text)
-        } else {
-            let words = |start, end| is_edge(text, start) && is_edge(text, end);
-            self.automaton.find_overlapping_iter(Input::new(text)).any(|hit| words(hit.start(), hit.end()))
-        };
-        if matched {
+        if self.is_in(text) {
             found.violation("", "a term that must not be there is there");
         }
+    }
+
+    /// A line feed ends words as the end of a text does.
+    fn clears(&self, lines: &str) -> bool {
+        !self.is_in(lines)
     }
 }
 
