@@ -58,7 +58,7 @@ fn the_sample_shows_the_defaults() {
         _ => format!("{line}\n"),
     });
     let text: String = lines.collect();
-    assert_eq!(uncommented, 69);
+    assert_eq!(uncommented, 79);
     assert_eq!(format!("{:?}", load(&text)), defaults);
 }
 
@@ -214,7 +214,7 @@ fn unknown_keys_come_with_advice() {
         ("[[models]]", r#"g.toml:4: unknown section "models"; did you mean [[model]]?"#),
         (
             "[zzz]",
-            r#"g.toml:4: unknown section "zzz"; there are [server], [limits], [rate_limits], [total_rate_limits], [circuit_breaker], [fallback], [dedup], [health], [embedding_batches], [[tenant]], [[key]], [[model]]"#,
+            r#"g.toml:4: unknown section "zzz"; there are [server], [limits], [rate_limits], [total_rate_limits], [circuit_breaker], [fallback], [dedup], [health], [embedding_batches], [validation], [[rule]], [[tenant]], [[key]], [[model]]"#,
         ),
         (
             "[server]\nconnect_ms = 5",
