@@ -84,7 +84,7 @@ impl<Res> Answers<Res> for Values<Res> {
             let report = rules.judge(&mut response, policy, Part::Response);
             tally.count(&report);
             if report.refuses() {
-                return ready(Err(report.into_error()));
+                return ready(Err(report.into_error(false)));
             }
         }
         ready(Ok(response))

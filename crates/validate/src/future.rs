@@ -25,7 +25,7 @@ pin_project! {
     enum State<F, A, C> {
         Calling { #[pin] inner: F, rest: Option<(A, Option<Policy>, Asked)> },
         Checking { #[pin] checking: C },
-        Refused { report: Option<Report> },
+        Refused { report: Option<Report>, headers: bool },
     }
 }
 
@@ -35,8 +35,8 @@ impl<F, A, C> ResponseFuture<F, A, C> {
         Self { state: State::Calling { inner, rest: Some((answers, policy, asked)) } }
     }
 
-    pub(crate) const fn refused(report: Report) -> Self {
-        Self { state: State::Refused { report: Some(report) } }
+    pub(crate) const fn refused(report: Report, headers: bool) -> Self {
+        Self { state: State::Refused { report: Some(report), headers } }
     }
 }
 
@@ -59,9 +59,9 @@ where
                     answers.check(response, policy, asked)
                 }
                 StateProjection::Checking { checking } => return checking.poll(cx),
-                StateProjection::Refused { report } => {
+                StateProjection::Refused { report, headers } => {
                     let report = report.take().expect("polled after completion");
-                    return Poll::Ready(Err(report.into_error()));
+                    return Poll::Ready(Err(report.into_error(*headers)));
                 }
             };
             this.state.set(State::Checking { checking });

@@ -3,6 +3,7 @@ mod checked;
 mod checking;
 #[cfg(feature = "json")]
 mod events;
+mod header;
 mod message;
 mod pattern;
 mod pii;
@@ -13,6 +14,7 @@ mod window;
 pub use bodies::Bodies;
 pub use checked::Checked;
 pub use checking::Checking;
+pub(crate) use header::set as set_header;
 #[cfg(feature = "json")]
 pub(crate) use message::uncheckable;
 pub use message::{Message, content_type, max_bytes, text, well_formed};

@@ -66,7 +66,7 @@ where
         if asked.report.refuses() {
             // The instance that is ready goes, and with it what it holds for a call that is not made.
             self.inner = self.inner.clone();
-            return ResponseFuture::refused(asked.report);
+            return ResponseFuture::refused(asked.report, shared.headers);
         }
         ResponseFuture::passed(self.inner.call(request), answers.clone(), Some(self.policy), asked)
     }

@@ -25,6 +25,8 @@ pub(crate) struct Shared<Req> {
     /// What finds the form in which a request wants its answer.
     #[cfg(feature = "json")]
     pub(crate) expects: Option<Box<Expects<Req>>>,
+    /// Responses made from refusals have the report in a header.
+    pub(crate) headers: bool,
     disabled: AtomicBool,
 }
 
@@ -63,6 +65,7 @@ impl<Req> Validator<Req> {
             requests: rules,
             #[cfg(feature = "json")]
             expects: None,
+            headers: false,
             disabled: AtomicBool::new(false),
         };
         Self { shared: Arc::new(shared), answers: Unchecked, tally: Arc::default() }

@@ -11,6 +11,7 @@ use http_body::Body;
 use super::{
     checked::Checked,
     checking::Checking,
+    header,
     message::{media_type, uncheckable},
     window::{Judge, Raw, Window},
 };
@@ -34,6 +35,8 @@ pub(super) struct Settings {
     /// Streams of which only the form is looked at.
     #[cfg(feature = "json")]
     unguarded: Guarded,
+    /// Responses have the report in a header, too.
+    pub(super) headers: bool,
     tally: Arc<Tally>,
 }
 
@@ -104,6 +107,7 @@ impl<B> Validator<Request<B>> {
             events: None,
             #[cfg(feature = "json")]
             unguarded: Guarded { window: Window::new(1), rules: Arc::default() },
+            headers: false,
             tally: tally.clone(),
         };
         Validator { shared, answers: Bodies(Arc::new(settings)), tally }
@@ -150,6 +154,27 @@ impl<Req> Validator<Req, Bodies> {
     #[must_use]
     pub fn events(self, window: Window, rules: Rules<str>) -> Self {
         self.with(|settings| settings.events = Some(Guarded { window, rules: Arc::new(rules) }))
+    }
+
+    /// Has every response that something is to be told of say so in a header, beside the extensions: one that passes, and one
+    /// that is made from a refusal. What others have said in a header of this name is taken out.
+    ///
+    /// ```text
+    /// validation-report: "pii";at="/messages/0/content";is=warn, "terms";is=error, more;n=3
+    /// ```
+    ///
+    /// A list of structured fields (RFC 9651): names of rules, with the JSON pointer and the severity (or `failed`, or
+    /// `malformed`), and at last how many more there are. At most 1,024 bytes; bytes that a header cannot have, `"`, `\` and
+    /// `%` are percent-encoded; a name is cut, and a pointer left out, after 256 bytes. It quotes nothing, but a pointer has
+    /// names of members as the message has them. Of a stream it tells what was found in the request.
+    ///
+    /// # Panics
+    ///
+    /// If layers were made from it before, or clones.
+    #[must_use]
+    pub fn report_header(mut self) -> Self {
+        Arc::get_mut(&mut self.shared).expect(BEFORE).headers = true;
+        self.with(|settings| settings.headers = true)
     }
 
     fn with(mut self, change: impl FnOnce(&mut Settings)) -> Self {
@@ -278,7 +303,7 @@ impl Settings {
     pub(super) fn refuse(&self, message: &'static str) -> BoxError {
         let report = Report::malformed(Part::Response, "body", message);
         self.tally.count(&report);
-        report.into_error()
+        report.into_error(self.headers)
     }
 
     /// Asks all rules about a body that was read.
@@ -336,11 +361,14 @@ where
 
     fn check(self, mut response: Response<B>, policy: Option<Policy>, request: Asked) -> Checking<B> {
         let Asked { report, expected } = request;
+        let settings = &self.0;
+        let Some(policy) = policy else { return Checking::known(Ok(response.map(Checked::passed))) };
+        if settings.headers {
+            header::set(response.headers_mut(), &report);
+        }
         if !report.is_clean() {
             response.extensions_mut().insert(report);
         }
-        let settings = &self.0;
-        let Some(policy) = policy else { return Checking::known(Ok(response.map(Checked::passed))) };
         match settings.way(&response, expected.as_ref()) {
             Way::Pass => Checking::known(Ok(response.map(Checked::passed))),
             Way::Refuse(message) => Checking::known(Err(settings.refuse(message))),

@@ -192,7 +192,7 @@ where
                     this.body.set(None);
                     this.alarm.set(None);
                     *this.end = None;
-                    return Poll::Ready(Some(Err(report.into_error())));
+                    return Poll::Ready(Some(Err(report.into_error(false))));
                 }
             }
             let Some(body) = this.body.as_mut().as_pin_mut() else {

@@ -14,6 +14,7 @@ use pin_project_lite::pin_project;
 use super::{
     bodies::{Settings, TOO_LONG},
     checked::Checked,
+    header,
 };
 use crate::{Policy, Report, answers::Expected};
 
@@ -91,11 +92,14 @@ fn judged<B>(
 ) -> Result<Response<Checked<B>>, BoxError> {
     let report = settings.judge(&mut response, policy, expected.as_ref());
     if report.refuses() {
-        return Err(report.into_error());
+        return Err(report.into_error(settings.headers));
     }
     if !report.is_clean() {
         let request = response.extensions_mut().remove::<Report>();
         let report = request.map_or_else(|| report.clone(), |request| request.and(&report));
+        if settings.headers {
+            header::set(response.headers_mut(), &report);
+        }
         response.extensions_mut().insert(report);
     }
     Ok(response.map(|data| Checked::whole(data, trailers)))
