@@ -8,6 +8,34 @@ use bartizan_core::BoxError;
 
 use crate::{Part, Policy, Report, Rules, validator::Tally};
 
+/// What is known of a request that passed, when its answer is checked.
+#[derive(Debug)]
+pub struct Asked {
+    pub(crate) report: Report,
+    /// In what form the answer's text was asked for.
+    #[cfg_attr(not(feature = "http"), expect(dead_code, reason = "no form is known without"))]
+    pub(crate) expected: Option<Expected>,
+}
+
+#[cfg(feature = "json")]
+pub(crate) use crate::json::Expected;
+
+/// No form of answers is known.
+#[cfg(not(feature = "json"))]
+#[derive(Debug)]
+pub(crate) enum Expected {}
+
+impl Asked {
+    pub(crate) const fn new(report: Report) -> Self {
+        Self { report, expected: None }
+    }
+
+    /// What was found in the request.
+    pub const fn report(&self) -> &Report {
+        &self.report
+    }
+}
+
 /// How a service's answers are checked.
 ///
 /// [`Unchecked`] passes them, [`Values`] asks rules at once, and `Bodies` (feature `http`) reads bodies first, or guards
@@ -19,9 +47,8 @@ pub trait Answers<Res>: Clone {
     /// Gives the answer, or the refusal.
     type Checking: Future<Output = Result<Self::Response, BoxError>>;
 
-    /// Checks an answer as `policy` says, or passes it unchecked if there is none. `request` is what was found in the
-    /// request, which passed.
-    fn check(self, response: Res, policy: Option<Policy>, request: Report) -> Self::Checking;
+    /// Checks an answer as `policy` says, or passes it unchecked if there is none.
+    fn check(self, response: Res, policy: Option<Policy>, request: Asked) -> Self::Checking;
 }
 
 /// Answers pass unchecked.
@@ -33,7 +60,7 @@ impl<Res> Answers<Res> for Unchecked {
     type Checking = Ready<Result<Res, BoxError>>;
 
     #[inline]
-    fn check(self, response: Res, _: Option<Policy>, _: Report) -> Self::Checking {
+    fn check(self, response: Res, _: Option<Policy>, _: Asked) -> Self::Checking {
         ready(Ok(response))
     }
 }
@@ -51,13 +78,13 @@ impl<Res> Answers<Res> for Values<Res> {
     type Response = Res;
     type Checking = Ready<Result<Res, BoxError>>;
 
-    fn check(self, mut response: Res, policy: Option<Policy>, _: Report) -> Self::Checking {
+    fn check(self, mut response: Res, policy: Option<Policy>, _: Asked) -> Self::Checking {
         let (rules, tally) = &*self.0;
         if let Some(policy) = policy {
             let report = rules.judge(&mut response, policy, Part::Response);
             tally.count(&report);
             if report.refuses() {
-                return ready(Err(report.into_error()));
+                return ready(Err(report.into_error(false)));
             }
         }
         ready(Ok(response))

@@ -7,7 +7,10 @@ use std::{
 use bartizan_core::BoxError;
 use pin_project_lite::pin_project;
 
-use crate::{Policy, Report, answers::Answers};
+use crate::{
+    Policy, Report,
+    answers::{Answers, Asked},
+};
 
 pin_project! {
     /// The response future of [`Validate`](crate::Validate).
@@ -20,20 +23,20 @@ pin_project! {
 pin_project! {
     #[project = StateProjection]
     enum State<F, A, C> {
-        Calling { #[pin] inner: F, rest: Option<(A, Option<Policy>, Report)> },
+        Calling { #[pin] inner: F, rest: Option<(A, Option<Policy>, Asked)> },
         Checking { #[pin] checking: C },
-        Refused { report: Option<Report> },
+        Refused { report: Option<Report>, headers: bool },
     }
 }
 
 impl<F, A, C> ResponseFuture<F, A, C> {
     #[inline]
-    pub(crate) const fn passed(inner: F, answers: A, policy: Option<Policy>, found: Report) -> Self {
-        Self { state: State::Calling { inner, rest: Some((answers, policy, found)) } }
+    pub(crate) const fn passed(inner: F, answers: A, policy: Option<Policy>, asked: Asked) -> Self {
+        Self { state: State::Calling { inner, rest: Some((answers, policy, asked)) } }
     }
 
-    pub(crate) const fn refused(report: Report) -> Self {
-        Self { state: State::Refused { report: Some(report) } }
+    pub(crate) const fn refused(report: Report, headers: bool) -> Self {
+        Self { state: State::Refused { report: Some(report), headers } }
     }
 }
 
@@ -52,13 +55,13 @@ where
             let checking = match this.state.as_mut().project() {
                 StateProjection::Calling { inner, rest } => {
                     let response = ready!(inner.poll(cx)).map_err(Into::into)?;
-                    let (answers, policy, found) = rest.take().expect("polled after completion");
-                    answers.check(response, policy, found)
+                    let (answers, policy, asked) = rest.take().expect("polled after completion");
+                    answers.check(response, policy, asked)
                 }
                 StateProjection::Checking { checking } => return checking.poll(cx),
-                StateProjection::Refused { report } => {
+                StateProjection::Refused { report, headers } => {
                     let report = report.take().expect("polled after completion");
-                    return Poll::Ready(Err(report.into_error()));
+                    return Poll::Ready(Err(report.into_error(*headers)));
                 }
             };
             this.state.set(State::Checking { checking });

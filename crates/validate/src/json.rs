@@ -1,6 +1,8 @@
 //! What bodies say as JSON.
 
+mod bounds;
 mod document;
+mod format;
 mod schema;
 mod strings;
 
@@ -9,6 +11,8 @@ use std::sync::Arc;
 use serde_json::Value;
 
 pub(crate) use document::{Flaw, read};
+pub(crate) use format::{Expected, Formats, Listener};
+pub use format::{ResponseFormat, Wanted};
 pub use schema::{InvalidSchema, Schema};
 pub(crate) use strings::lines;
 pub use strings::{at, strings};

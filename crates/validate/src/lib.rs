@@ -17,7 +17,7 @@ mod http;
 #[cfg(feature = "json")]
 mod json;
 
-pub use answers::{Answers, Unchecked, Values};
+pub use answers::{Answers, Asked, Unchecked, Values};
 pub use future::ResponseFuture;
 #[cfg(feature = "http")]
 pub use http::{
@@ -25,7 +25,7 @@ pub use http::{
     tail, text, well_formed,
 };
 #[cfg(feature = "json")]
-pub use json::{InvalidSchema, Json, Schema, at, strings};
+pub use json::{InvalidSchema, Json, ResponseFormat, Schema, Wanted, at, strings};
 pub use layer::ValidateLayer;
 pub use level::{Level, OnRuleError, Policy, Severity};
 pub use report::{Part, Report, Violation};

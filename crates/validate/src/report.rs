@@ -111,6 +111,13 @@ impl Report {
         Self::new(part, true, vec![violation], 0)
     }
 
+    /// For what cannot be checked in one place.
+    #[cfg(feature = "json")]
+    pub(crate) fn flaw(part: Part, rule: Arc<str>, pointer: String, message: String) -> Self {
+        let violation = Violation { rule, kind: Kind::Malformed, pointer, message: message.into() };
+        Self::new(part, true, vec![violation], 0)
+    }
+
     /// The report with which a call was refused, if `error` is such a refusal or has one among its sources.
     pub fn find<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Self> {
         bartizan_core::chain(error).find_map(|error| error.downcast_ref())
@@ -154,12 +161,25 @@ impl Report {
     }
 
     /// The refusal with this report as its source. The same request never passes, the same call may have a better answer.
-    pub(crate) fn into_error(self) -> BoxError {
+    ///
+    /// With `headers`, a response made from it says so, too.
+    pub(crate) fn into_error(self, headers: bool) -> BoxError {
         let (kind, retry_after) = match self.part {
             Part::Request => (RejectionKind::Invalid, RetryAfter::Never),
             Part::Response => (RejectionKind::InvalidAnswer, RetryAfter::Unknown),
         };
-        Rejected::new(kind, NAME).with_retry_after(retry_after).with_source(self).into()
+        let refusal = Rejected::new(kind, NAME).with_retry_after(retry_after);
+        #[cfg(feature = "http")]
+        let refusal = if headers {
+            let mut all = http::HeaderMap::new();
+            crate::http::set_header(&mut all, &self);
+            refusal.with_headers(all)
+        } else {
+            refusal
+        };
+        #[cfg(not(feature = "http"))]
+        let _ = headers;
+        refusal.with_source(self).into()
     }
 }
 

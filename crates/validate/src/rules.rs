@@ -28,12 +28,21 @@ struct Named<R> {
 
 impl<T: ?Sized, R: Rule<T>> Check<T> for Named<R> {
     fn run(&self, subject: &T, findings: &mut Findings) {
-        let found = &mut Found::new(findings, &self.name, self.severity);
-        // What a rule leaves half done is the rule's own: nothing of ours can be seen broken.
-        let checked = catch_unwind(AssertUnwindSafe(|| self.rule.check(subject, found)));
-        if checked.is_err() {
-            findings.failed(&self.name);
-        }
+        ask(findings, &self.name, self.severity, |found| self.rule.check(subject, found));
+    }
+}
+
+/// Asks a rule of this name, which may panic.
+pub(crate) fn ask(
+    findings: &mut Findings,
+    name: &Arc<str>,
+    severity: Severity,
+    check: impl FnOnce(&mut Found<'_>),
+) {
+    let found = &mut Found::new(findings, name, severity);
+    // What a rule leaves half done is the rule's own: nothing of ours can be seen broken.
+    if catch_unwind(AssertUnwindSafe(|| check(found))).is_err() {
+        findings.failed(name);
     }
 }
 
@@ -129,9 +138,13 @@ impl<T: ?Sized> Rules<T> {
         if self.checks.is_empty() {
             return Report::clean(part);
         }
-        let mut findings = Findings::new(policy, self.max);
+        let mut findings = self.findings(policy);
         self.run(subject, &mut findings);
         findings.into_report(part)
+    }
+
+    pub(crate) const fn findings(&self, policy: Policy) -> Findings {
+        Findings::new(policy, self.max)
     }
 
     pub(crate) fn run(&self, subject: &T, findings: &mut Findings) {
@@ -146,13 +159,18 @@ impl<T: ?Sized> Rules<T> {
     /// Asks every rule, and tells whoever wants to know what passes nevertheless.
     pub(crate) fn judge(&self, subject: &mut T, policy: Policy, part: Part) -> Report {
         let report = self.report(subject, policy, part);
+        self.tell(subject, &report);
+        report
+    }
+
+    #[inline]
+    pub(crate) fn tell(&self, subject: &mut T, report: &Report) {
         if !report.is_clean()
             && !report.refuses()
             && let Some(tell) = &self.on_report
         {
-            tell(subject, &report);
+            tell(subject, report);
         }
-        report
     }
 
     #[cfg(feature = "http")]

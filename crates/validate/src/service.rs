@@ -8,7 +8,7 @@ use tower_service::Service;
 
 use crate::{
     Part, Policy, Report, ResponseFuture, Validator,
-    answers::{Answers, Unchecked},
+    answers::{Answers, Asked, Unchecked},
 };
 
 /// The service of a [`ValidateLayer`](crate::ValidateLayer).
@@ -58,17 +58,17 @@ where
     fn call(&mut self, mut request: Req) -> Self::Future {
         let Validator { shared, answers, tally } = &self.validator;
         if !shared.is_enabled() {
-            let found = Report::clean(Part::Request);
-            return ResponseFuture::passed(self.inner.call(request), answers.clone(), None, found);
+            let asked = Asked::new(Report::clean(Part::Request));
+            return ResponseFuture::passed(self.inner.call(request), answers.clone(), None, asked);
         }
-        let found = shared.requests.judge(&mut request, self.policy, Part::Request);
-        tally.count(&found);
-        if found.refuses() {
+        let asked = shared.judge(&mut request, self.policy);
+        tally.count(&asked.report);
+        if asked.report.refuses() {
             // The instance that is ready goes, and with it what it holds for a call that is not made.
             self.inner = self.inner.clone();
-            return ResponseFuture::refused(found);
+            return ResponseFuture::refused(asked.report, shared.headers);
         }
-        ResponseFuture::passed(self.inner.call(request), answers.clone(), Some(self.policy), found)
+        ResponseFuture::passed(self.inner.call(request), answers.clone(), Some(self.policy), asked)
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     Part, Policy, Report, Rules, ValidateLayer,
-    answers::{Unchecked, Values},
+    answers::{Asked, Unchecked, Values},
 };
 
 /// The rules of a service, for its requests and for its answers. Layers are views of it.
@@ -21,21 +21,53 @@ pub struct Validator<Req, A = Unchecked> {
 }
 
 pub(crate) struct Shared<Req> {
-    pub(crate) requests: Rules<Req>,
+    requests: Rules<Req>,
+    /// What finds the form in which a request wants its answer.
+    #[cfg(feature = "json")]
+    pub(crate) expects: Option<Box<Expects<Req>>>,
+    /// Responses made from refusals have the report in a header.
+    pub(crate) headers: bool,
     disabled: AtomicBool,
 }
+
+#[cfg(feature = "json")]
+pub(crate) type Expects<Req> = dyn Fn(&Req) -> Result<Option<crate::json::Expected>, Report> + Send + Sync;
 
 impl<Req> Shared<Req> {
     #[inline]
     pub(crate) fn is_enabled(&self) -> bool {
         !self.disabled.load(Relaxed)
     }
+
+    /// Asks every rule about a request.
+    #[inline]
+    pub(crate) fn judge(&self, request: &mut Req, policy: Policy) -> Asked {
+        #[cfg_attr(not(feature = "json"), expect(unused_mut, reason = "there is nothing to add"))]
+        let mut asked = Asked::new(self.requests.report(request, policy, Part::Request));
+        #[cfg(feature = "json")]
+        if let Some(expects) = &self.expects
+            && !asked.report.refuses()
+        {
+            match expects(request) {
+                Ok(expected) => asked.expected = expected,
+                Err(flaw) => asked.report = asked.report.and(&flaw),
+            }
+        }
+        self.requests.tell(request, &asked.report);
+        asked
+    }
 }
 
 impl<Req> Validator<Req> {
     /// Checks requests by `rules`, and no answers.
     pub fn new(rules: Rules<Req>) -> Self {
-        let shared = Shared { requests: rules, disabled: AtomicBool::new(false) };
+        let shared = Shared {
+            requests: rules,
+            #[cfg(feature = "json")]
+            expects: None,
+            headers: false,
+            disabled: AtomicBool::new(false),
+        };
         Self { shared: Arc::new(shared), answers: Unchecked, tally: Arc::default() }
     }
 

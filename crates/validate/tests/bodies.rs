@@ -163,6 +163,37 @@ async fn the_report_rides_in_the_extensions() {
 }
 
 #[tokio::test]
+async fn the_report_stands_in_a_header_if_that_is_asked_for() {
+    let validator = |headers: bool| {
+        let it = Validator::http(Rules::new().warn("words", text(Terms::new(["hm"]).unwrap()))).whole(
+            64,
+            Rules::new()
+                .warn("sure", must("it says so", |response: &Response<Bytes>| response.body() == "sure")),
+        );
+        if headers { it.report_header() } else { it }
+    };
+    let inner = service_fn(|_: Request<Bytes>| {
+        let mut response = full("well");
+        response.headers_mut().insert("validation-report", "\"never\"".parse().unwrap());
+        std::future::ready(Ok::<_, Infallible>(response))
+    });
+    let call = async |headers: bool, level: Level, body: &'static str| {
+        let service = validator(headers).layer(level).layer(inner);
+        let service = bartizan_core::RejectionLayer::problem_json().layer(service);
+        let response = service.oneshot(Request::new(Bytes::from_static(body.as_bytes()))).await.unwrap();
+        let header =
+            response.headers().get("validation-report").map(|value| value.to_str().unwrap().to_owned());
+        (response.status().as_u16(), header.unwrap_or_default())
+    };
+    let both = "\"words\";is=warn, \"sure\";is=warn".to_owned();
+    assert_eq!(call(true, Level::Moderate, "hm").await, (200, both));
+    assert_eq!(call(true, Level::Strict, "hm").await, (400, "\"words\";is=warn".to_owned()));
+    assert_eq!(call(true, Level::Strict, "").await, (502, "\"sure\";is=warn".to_owned()));
+    assert_eq!(call(false, Level::Strict, "hm").await, (400, String::new()));
+    assert_eq!(call(false, Level::Moderate, "hm").await, (200, "\"never\"".to_owned()));
+}
+
+#[tokio::test]
 async fn whole_bodies_are_read_and_bounded() {
     let validator = Validator::http(Rules::new())
         .whole(16, Rules::new().error("deny", text(Pattern::deny("SECRET").unwrap())));

@@ -154,8 +154,9 @@ fn schemas_that_are_wrong_cannot_be_built() {
         (json!({"properties": {"a": {"$ref": "http://127.0.0.1:9/a.json"}}}), "/properties/a/$ref"),
         (json!({"allOf": [{"$ref": "file:///etc/passwd"}]}), "/allOf/0/$ref"),
         (json!({"$ref": "other.json"}), "/$ref"),
-        (json!({"type": "text"}), "/type"),
-        (json!({"properties": {"a": {"pattern": "("}}}), "pattern"),
+        (json!({"type": "text"}), "at /type:"),
+        (json!({"properties": {"a": {"type": "text"}}}), "at /properties/a/type:"),
+        (json!({"properties": {"a": {"pattern": "("}}}), "at /properties/a/pattern:"),
         (json!({"pattern": r"^(?=a)(a)\1$"}), "pattern"),
         (json!({"$ref": "#/definitions/none"}), "none"),
     ];

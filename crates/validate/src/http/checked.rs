@@ -192,7 +192,7 @@ where
                     this.body.set(None);
                     this.alarm.set(None);
                     *this.end = None;
-                    return Poll::Ready(Some(Err(report.into_error())));
+                    return Poll::Ready(Some(Err(report.into_error(false))));
                 }
             }
             let Some(body) = this.body.as_mut().as_pin_mut() else {
@@ -211,6 +211,7 @@ where
                     }
                 },
                 Poll::Ready(Some(Err(error))) => {
+                    this.hold.cut();
                     *this.end = Some(End::Failed(error.into()));
                     this.body.set(None);
                 }
@@ -232,7 +233,7 @@ where
     }
 
     fn is_end_stream(&self) -> bool {
-        let nothing_left = self.hold.held() == 0 && self.end.is_none();
+        let nothing_left = self.hold.held() == 0 && self.end.is_none() && self.hold.is_settled();
         self.refused || nothing_left && self.body.as_ref().is_none_or(http_body::Body::is_end_stream)
     }
 

@@ -4,8 +4,13 @@ use bartizan_core::sse::{Decoder, Event};
 use bytes::{Bytes, BytesMut};
 use serde_json::Value;
 
+use super::bodies::NOT_UTF8;
 use super::window::{Hold, Judge, Seen, Window};
-use crate::{Report, json::read};
+use crate::{
+    Report,
+    json::{Expected, Listener, read},
+    rules::ask,
+};
 
 /// A longer event is refused, in bytes.
 const MOST_EVENT: usize = 1 << 20;
@@ -27,6 +32,8 @@ pub(super) struct Events {
     texts: Vec<Text>,
     /// Bytes of text in what is held.
     fresh: usize,
+    /// Where the request asked for a form of the texts.
+    listener: Option<Listener>,
 }
 
 /// One text that events add to.
@@ -38,7 +45,7 @@ struct Text {
 }
 
 impl Events {
-    pub(super) fn new(window: Window, judge: Judge) -> Self {
+    pub(super) fn new(window: Window, judge: Judge, expected: Option<Expected>) -> Self {
         Self {
             window,
             judge,
@@ -47,6 +54,7 @@ impl Events {
             held: BytesMut::new(),
             texts: Vec::new(),
             fresh: 0,
+            listener: expected.map(Listener::new),
         }
     }
 
@@ -58,7 +66,7 @@ impl Events {
         self.held.extend_from_slice(&raw[..own]);
         match event.data() {
             None => Ok(()),
-            Some(data) if data.trim_ascii() == b"[DONE]" => Ok(()),
+            Some(data) if data.trim_ascii() == b"[DONE]" => self.verdict(true),
             Some(data) => self.read(&data),
         }
     }
@@ -69,10 +77,13 @@ impl Events {
                 let (texts, fresh) = (&mut self.texts, &mut self.fresh);
                 let all =
                     gather(&value, &mut String::new(), false, &mut |key, text| add(texts, fresh, key, text));
-                if all {
-                    Ok(())
-                } else {
-                    Err(self.judge.malformed("more texts in one stream than are looked at"))
+                if !all {
+                    return Err(self.judge.malformed("more texts in one stream than are looked at"));
+                }
+                match self.listener.as_mut().map(|listener| listener.event(&value)) {
+                    None | Some(Ok(false)) => Ok(()),
+                    Some(Ok(true)) => self.verdict(false),
+                    Some(Err(more)) => Err(self.judge.malformed(more)),
                 }
             }
             Err(_) if data.trim_ascii_start().starts_with(b"{") => {
@@ -83,9 +94,18 @@ impl Events {
                     add(&mut self.texts, &mut self.fresh, "", text);
                     Ok(())
                 }
-                Err(_) => Err(self.judge.malformed("text that is not UTF-8 cannot be checked")),
+                Err(_) => Err(self.judge.malformed(NOT_UTF8)),
             },
         }
+    }
+
+    /// Looks at the form of the texts that have come to their ends, or of `all`.
+    fn verdict(&mut self, all: bool) -> Result<(), Report> {
+        let Some(listener) = &mut self.listener else { return Ok(()) };
+        let mut findings = self.judge.rules.findings(self.judge.policy);
+        let expected = listener.expected().clone();
+        ask(&mut findings, expected.name(), expected.severity(), |found| listener.judge(all, found));
+        self.judge.found(findings)
     }
 
     fn pass(&mut self) -> Result<Option<Bytes>, Report> {
@@ -117,6 +137,7 @@ impl Hold for Events {
                     // Some read what a stream was cut off in, so it is an event as well.
                     self.decoder.push(Bytes::from_static(b"\n\n"));
                 }
+                Ok(None) if ended && !self.is_settled() => self.verdict(true)?,
                 Ok(None) => break,
                 Err(_) => return Err(self.judge.malformed("an event that is too long cannot be checked")),
             }
@@ -131,6 +152,14 @@ impl Hold for Events {
 
     fn held(&self) -> usize {
         self.held.len() + self.undecoded
+    }
+
+    fn cut(&mut self) {
+        self.listener = None;
+    }
+
+    fn is_settled(&self) -> bool {
+        self.listener.as_ref().is_none_or(Listener::is_settled)
     }
 }
 

@@ -2,6 +2,9 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 
+use super::bodies::NOT_UTF8;
+#[cfg(feature = "json")]
+use crate::rule::Findings;
 use crate::{Part, Policy, Report, Rules, validator::Tally};
 
 /// How a body is looked at while it runs: so much of it at once, together with the end of what came before.
@@ -93,6 +96,19 @@ impl Judge {
         if report.refuses() { Err(report) } else { Ok(()) }
     }
 
+    /// Counts and tells what was found in a text by others than the rules for windows.
+    ///
+    /// # Errors
+    ///
+    /// The report that refuses.
+    #[cfg(feature = "json")]
+    pub(super) fn found(&self, findings: Findings) -> Result<(), Report> {
+        let report = findings.into_report(Part::Response);
+        self.rules.tell(&mut String::new(), &report);
+        self.tally.count(&report);
+        if report.refuses() { Err(report) } else { Ok(()) }
+    }
+
     pub(super) fn malformed(&self, message: &'static str) -> Report {
         let report = Report::malformed(Part::Response, "stream", message);
         self.tally.count(&report);
@@ -135,6 +151,14 @@ pub(super) trait Hold {
 
     /// How many bytes are held.
     fn held(&self) -> usize;
+
+    /// The body has failed: nobody knows how it would have gone on.
+    fn cut(&mut self) {}
+
+    /// Whether nothing is left to be said at the end of the body.
+    fn is_settled(&self) -> bool {
+        true
+    }
 }
 
 /// A body that is text as it stands.
@@ -168,7 +192,7 @@ impl Hold for Raw {
                 let cut_by_us = error.error_len().is_none() && (most < self.held.len() || !ended);
                 match error.valid_up_to() {
                     _ if !cut_by_us => {
-                        return Err(self.judge.malformed("text that is not UTF-8 cannot be checked"));
+                        return Err(self.judge.malformed(NOT_UTF8));
                     }
                     // A window smaller than a character.
                     0 if most < self.held.len() => return self.one_character(ended),
@@ -202,7 +226,7 @@ impl Raw {
         if self.held.len() < 4 && !ended {
             return Ok(None);
         }
-        Err(self.judge.malformed("text that is not UTF-8 cannot be checked"))
+        Err(self.judge.malformed(NOT_UTF8))
     }
 }
 

@@ -37,22 +37,37 @@ impl Schema {
     /// If it is no schema, if it refers to what is outside of it, or if one of its patterns cannot be searched in linear
     /// time or takes more than 1 MiB.
     pub fn new(schema: &Value) -> Result<Self, InvalidSchema> {
-        let compiled = jsonschema::options()
-            .with_retriever(Nowhere)
-            .with_pattern_options(PatternOptions::regex().size_limit(1 << 20))
-            .build(schema);
+        Self::compile(schema, 1 << 20)
+    }
+
+    /// A schema that a stranger wrote: its patterns take less.
+    pub(super) fn of_stranger(schema: &Value) -> Result<Self, InvalidSchema> {
+        Self::compile(schema, 1 << 17)
+    }
+
+    fn compile(schema: &Value, pattern_bytes: usize) -> Result<Self, InvalidSchema> {
+        let patterns = PatternOptions::regex().size_limit(pattern_bytes).dfa_size_limit(2 * pattern_bytes);
+        let compiled =
+            jsonschema::options().with_retriever(Nowhere).with_pattern_options(patterns).build(schema);
         match compiled {
             Ok(validator) => Ok(Self(Arc::new(validator))),
             Err(error) => {
                 let mut outside = Vec::new();
                 references(schema, &mut String::new(), &mut outside);
                 Err(InvalidSchema {
-                    at: error.schema_path().as_str().to_owned(),
+                    // Its instance is the schema: that of a schema for schemas.
+                    at: error.instance_path().as_str().to_owned(),
                     message: error.to_string(),
                     outside,
                 })
             }
         }
+    }
+}
+
+impl Schema {
+    pub(super) fn is_valid(&self, value: &Value) -> bool {
+        self.0.is_valid(value)
     }
 }
 
@@ -131,6 +146,11 @@ pub struct InvalidSchema {
 }
 
 impl InvalidSchema {
+    /// Where in the schema the flaw is, as far as one place is known: a JSON pointer.
+    pub(super) fn place(&self) -> &str {
+        self.outside.first().unwrap_or(&self.at)
+    }
+
     /// JSON pointers to the references in the schema that leave it.
     pub fn outside(&self) -> &[String] {
         &self.outside
