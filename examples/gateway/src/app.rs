@@ -45,7 +45,7 @@ use crate::{
     health::Upstreams,
     metrics::Metrics,
     rate_limits::{self, RateLimits},
-    validation::Validation,
+    validation::{self, Validation},
 };
 
 mod admin;
@@ -360,9 +360,10 @@ fn log_error_response<B>(response: Response<B>) -> Response<B> {
 }
 
 fn log(error: &BoxError) {
+    if let Some(report) = Report::find(&**error) {
+        return validation::log(report);
+    }
     match Error::find(&**error).map(Error::class) {
-        // Not worth a line for each: they are counted.
-        Some(_) if Report::find(&**error).is_some() => tracing::debug!(%error, "an answer was refused"),
         Some(Class::Connect | Class::Upstream | Class::Malformed | Class::Timeout) => {
             tracing::warn!(%error, "a call failed");
         }

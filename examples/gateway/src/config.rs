@@ -15,8 +15,8 @@ use http::{HeaderName, Uri};
 use secrecy::SecretString;
 
 pub use error::{ConfigError, Origin, Problem};
-pub(crate) use rule::OWN_NAMES;
 pub use rule::{Check, Rule, Side};
+pub(crate) use rule::{OWN_NAMES, members};
 pub use sample::sample;
 pub use validation::{Action, Guard, Validation};
 

@@ -13,7 +13,7 @@ use std::{
 
 use bartizan_core::BoxError;
 use bartizan_provider::{Operation, UsageReport};
-use bartizan_validate::{Bodies, Level, OnRuleError, Policy, Report, Validator};
+use bartizan_validate::{Bodies, Level, OnRuleError, Part, Policy, Report, Validator, Violation};
 use bytes::Bytes;
 use http::{HeaderName, Request, Response};
 use http_body_util::BodyExt;
@@ -35,7 +35,7 @@ mod rules;
 mod told;
 
 /// What was found in a request and its answer that pass all the same: a structured field, as
-/// `"cards";at="/messages/0/content"`.
+/// `"cards";at="/messages/0/content";is=error`.
 const HEADER: HeaderName = HeaderName::from_static("x-bartizan-validation");
 
 /// The rules of a gateway: what all of its workers share.
@@ -99,6 +99,8 @@ struct Guard {
     /// Requests alone.
     requests: Validator<Request<Bytes>, Bodies>,
     policy: Policy,
+    /// Whether answers must have the form that their request asks for.
+    structured: bool,
     told: Told,
     own: Arc<counts::OfModel>,
     counts: Arc<Counts>,
@@ -116,7 +118,8 @@ impl Guard {
             chat: rules.of_chat(),
             requests: rules.of_requests(),
             policy,
-            told: Told::new(config, model),
+            structured: model.guard.structured_output,
+            told: Told::new(config, model, policy.level()),
             own,
             counts,
         }
@@ -131,11 +134,12 @@ impl Guard {
             Ask::new(service_fn(move |mut request: Request<Bytes>| {
                 let (bill, service, guard) = (Bill::default(), service.clone(), guard.clone());
                 request.extensions_mut().insert(bill.clone());
+                let asked = guard.structured.then(|| request.body().clone());
                 guard.own.checked(Side::Request);
                 async move {
                     match service.oneshot(request).await {
-                        Ok(response) => Ok(guard.passed(response)),
-                        Err(error) => guard.refused(error, &bill),
+                        Ok(response) => Ok(guard.passed(response, asked)),
+                        Err(error) => guard.refused(error, asked.as_ref(), &bill),
                     }
                 }
             }))
@@ -143,13 +147,17 @@ impl Guard {
     }
 
     /// Tells what was found, and goes on looking at the body.
-    fn passed(self: Arc<Self>, mut response: Response<AnswerBody>) -> Response<AnswerBody> {
+    fn passed(
+        self: Arc<Self>,
+        mut response: Response<AnswerBody>,
+        asked: Option<Bytes>,
+    ) -> Response<AnswerBody> {
         response.headers_mut().remove(HEADER);
         if response.status().is_success() {
             self.own.checked(Side::Answer);
         }
         if let Some(report) = response.extensions().get::<Report>()
-            && let Some(value) = self.told.header(report)
+            && let Some(value) = self.told.header(report, asked.as_ref())
         {
             response.headers_mut().insert(HEADER, value);
         }
@@ -157,7 +165,7 @@ impl Guard {
             let refuse = move |error: BoxError| match Report::find(&*error) {
                 Some(report) => {
                     self.counts.refused(&self.own, report, self.policy.level());
-                    self.told.error(report).with_source(error).into()
+                    self.told.error(report, asked.as_ref()).with_source(error).into()
                 }
                 None => error,
             };
@@ -166,17 +174,31 @@ impl Guard {
     }
 
     /// What a client is told in place of what was refused. An answer that was refused was paid for.
-    fn refused(&self, error: BoxError, bill: &Bill) -> Result<Response<AnswerBody>, BoxError> {
+    fn refused(
+        &self,
+        error: BoxError,
+        asked: Option<&Bytes>,
+        bill: &Bill,
+    ) -> Result<Response<AnswerBody>, BoxError> {
         let Some(report) = Report::find(&*error) else { return Err(error) };
         self.counts.refused(&self.own, report, self.policy.level());
-        let told = self.told.error(report);
+        if report.part() == Part::Response {
+            self.own.checked(Side::Answer);
+        }
+        let told = self.told.error(report, asked);
         let Some(paid) = bill.0.get() else { return Err(told.with_source(error).into()) };
-        self.own.checked(Side::Answer);
-        tracing::debug!(error = %told, "an answer was refused");
+        log(report);
         let mut response = told.to_response().map(|body| body.map_err(|never| match never {}).boxed_unsync());
         response.extensions_mut().insert(paid.clone());
         Ok(response)
     }
+}
+
+/// Not worth a line for each: they are counted. Pointers have names that a client has chosen, and are left out.
+pub(crate) fn log(report: &Report) {
+    let mut rules: Vec<_> = report.violations().iter().map(Violation::rule).collect();
+    rules.dedup();
+    tracing::debug!(part = ?report.part(), ?rules, "refused by rules");
 }
 
 /// What an answer that comes has cost, wherever it ends.

@@ -414,7 +414,7 @@ fn one_line(error: &str) -> String {
 }
 
 /// The names of members that a schema knows.
-fn members(schema: &Value, names: &mut BTreeSet<String>) {
+pub(crate) fn members(schema: &Value, names: &mut BTreeSet<String>) {
     match schema {
         Value::Object(all) => {
             for (key, value) in all {

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use bartizan_provider::Facts;
 use bartizan_validate::{
-    Bodies, Found, Json, Message, Pattern, Pii, Report, Rule, Rules, Severity, Terms, Validator, Window, at,
-    max_bytes, strings,
+    Bodies, Found, Json, Message, Pattern, Pii, Report, ResponseFormat, Rule, Rules, Severity, Terms,
+    Validator, Window, at, max_bytes, strings,
 };
 use bytes::Bytes;
 use http::{Request, Response};
@@ -16,6 +16,9 @@ use crate::config::{self, Action, Check, Config, Model, Side};
 
 /// What of an answer is the provider's own and no text: it may look like anything.
 const OF_PROVIDERS: [&str; 6] = ["created", "id", "model", "object", "service_tier", "system_fingerprint"];
+
+/// What reports call the form that a request asks for.
+pub(super) const STRUCTURED_OUTPUT: &str = "structured_output";
 
 /// The rules of one model.
 pub(super) struct OfModel<'a> {
@@ -47,11 +50,16 @@ impl<'a> OfModel<'a> {
             requests = requests.rule(&rule.name, self.severity(rule.severity), no_stream);
         }
         let mut validator = Validator::http(self.requests(requests));
-        if self.answers().next().is_none() {
+        let structured = self.model.guard.structured_output;
+        if self.answers().next().is_none() && !structured {
             return validator;
         }
         let most = self.config.validation.max_answer_bytes;
         validator = validator.whole(most, self.whole());
+        if structured {
+            let format = ResponseFormat::chat().max_bytes(most);
+            validator = validator.structured(STRUCTURED_OUTPUT, self.severity(Severity::Error), format);
+        }
         // Where a stream would get around a rule that refuses, there are none.
         if self.answers().all(|rule| !needs_all(rule) || !self.refuses(rule)) {
             validator = validator.events(self.window(), self.streams());

@@ -3,14 +3,22 @@
 //! The words of rules quote nothing, but pointers have names of members, and those can be anything that a client, or a
 //! model, has written. So a name is told only if it is one of OpenAI's, or stands in one of the schemas.
 
-use std::{collections::BTreeSet, fmt::Write, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write,
+    sync::Arc,
+};
 
 use bartizan_core::RetryAfter;
 use bartizan_provider::{Class, Error};
-use bartizan_validate::{Part, Report, Violation};
+use bartizan_validate::{Level, Part, Report, Severity, Violation};
+use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
+use serde::Deserialize;
+use serde_json::Value;
 
-use crate::config::{Check, Config, Model};
+use super::rules::STRUCTURED_OUTPUT;
+use crate::config::{Check, Config, Model, members};
 
 /// Violations beyond these are only counted, so that errors and heads stay short.
 const MOST_TOLD: usize = 16;
@@ -37,35 +45,46 @@ const NAMES: &[&str] = &[
 pub(super) struct Told {
     /// Those of the schemas.
     names: Vec<Arc<BTreeSet<String>>>,
-    /// The rules that are about what is said and not about its form.
-    policies: BTreeSet<String>,
+    /// Every rule's severity, and whether it is about what is said and not about its form.
+    rules: BTreeMap<String, (Severity, bool)>,
+    level: Level,
 }
 
 impl Told {
-    pub(super) fn new(config: &Config, model: &Model) -> Self {
+    pub(super) fn new(config: &Config, model: &Model, level: Level) -> Self {
         let rules = || config.validation.rules_of(&model.guard);
         let names = rules().filter_map(|rule| match &rule.check {
             Check::Schema(_, names) => Some(names.clone()),
             _ => None,
         });
-        let policies = rules().filter(|rule| !rule.check.is_of_form()).map(|rule| rule.name.clone());
-        Self { names: names.collect(), policies: policies.collect() }
+        let weights = rules().map(|rule| (rule.name.clone(), (rule.severity, !rule.check.is_of_form())));
+        Self { names: names.collect(), rules: weights.collect(), level }
     }
 
     /// A request whose form is wrong is a 400, one that says what it must not is a 422. For an answer nobody can do
     /// anything but ask anew, which costs as much again: clients are told not to by themselves.
-    pub(super) fn error(&self, report: &Report) -> Error {
-        let is_policy =
-            |violation: &Violation| !violation.is_malformed() && self.policies.contains(violation.rule());
-        let of_policy = report.violations().iter().all(is_policy);
-        let message = self.message(report);
+    pub(super) fn error(&self, report: &Report, asked: Option<&Bytes>) -> Error {
+        let names = Names::of(self, report, asked);
+        let is_policy = |violation: &Violation| {
+            !violation.is_malformed() && self.rules.get(violation.rule()).is_some_and(|(_, policy)| *policy)
+        };
+        // Those that only report do not decide.
+        let refuses =
+            |violation: &&Violation| violation.severity().is_none_or(|severity| self.level.refuses(severity));
+        let decisive = || report.violations().iter().filter(refuses);
+        let of_policy = decisive().all(is_policy);
+        let message = message(report, &names);
+        let at = |error: Error| match decisive().next().map(|first| names.param(first.pointer())) {
+            Some(param) if !param.is_empty() => error.with_param(param),
+            _ => error,
+        };
         match (report.part(), of_policy) {
             (Part::Request, false) => {
-                self.at(Error::new(Class::BadRequest, message).with_code("validation_failed"), report)
+                at(Error::new(Class::BadRequest, message).with_code("validation_failed"))
             }
             (Part::Request, true) => {
                 let error = Error::new(Class::ContentPolicy, message);
-                self.at(error.with_status(StatusCode::UNPROCESSABLE_ENTITY), report)
+                at(error.with_status(StatusCode::UNPROCESSABLE_ENTITY))
             }
             (Part::Response, of_policy) => Error::new(Class::Malformed, message)
                 .with_code(if of_policy { "content_filter" } else { "invalid_answer" })
@@ -73,53 +92,73 @@ impl Told {
         }
     }
 
-    fn at(&self, error: Error, report: &Report) -> Error {
-        match report.violations().first().map(|first| self.param(first.pointer())) {
-            Some(param) if !param.is_empty() => error.with_param(param),
-            _ => error,
-        }
-    }
-
-    fn message(&self, report: &Report) -> String {
-        let what = match report.part() {
-            Part::Request => "the request",
-            Part::Response => "the answer",
-        };
-        let mut message = format!("{what} cannot pass");
-        let told = report.violations().iter().take(MOST_TOLD);
-        for (n, violation) in told.enumerate() {
-            let (sign, rule) = (if n == 0 { ":" } else { ";" }, violation.rule());
-            _ = write!(message, "{sign} rule {rule:?}");
-            if !violation.pointer().is_empty() {
-                _ = write!(message, " at {}", self.pointer(violation.pointer()));
-            }
-            _ = write!(message, ": {}", violation.message());
-        }
-        match left_out(report) {
-            0 => {}
-            more => _ = write!(message, "; and {more} more"),
-        }
-        message
-    }
-
-    /// As a structured field: a list of rules, each with the place where it is broken.
-    pub(super) fn header(&self, report: &Report) -> Option<HeaderValue> {
-        let mut told = Vec::new();
-        for violation in report.violations().iter().take(MOST_TOLD) {
+    /// As a structured field: a list of rules, each with the place where it is broken and how much it weighs. It is written as
+    /// the crate's own header is.
+    pub(super) fn header(&self, report: &Report, asked: Option<&Bytes>) -> Option<HeaderValue> {
+        let names = Names::of(self, report, asked);
+        let item = |violation: &Violation| {
             let mut item = format!("\"{}\"", violation.rule());
             if !violation.pointer().is_empty() {
-                _ = write!(item, ";at=\"{}\"", self.pointer(violation.pointer()));
+                _ = write!(item, ";at=\"{}\"", escaped(&names.pointer(violation.pointer())));
             }
-            told.push(item);
-        }
+            let weight = match self.rules.get(violation.rule()) {
+                _ if violation.is_malformed() => "malformed",
+                _ if violation.is_failure() => "failed",
+                // That of the configuration: those that only report are made lighter.
+                Some((Severity::Warn, _)) => "warn",
+                Some((Severity::Safety, _)) => "safety",
+                Some((Severity::Error, _)) | None => "error",
+            };
+            item + ";is=" + weight
+        };
+        let mut told: Vec<_> = report.violations().iter().take(MOST_TOLD).map(item).collect();
         match left_out(report) {
             0 => {}
-            more => told.push(format!("\"...\";more={more}")),
+            more => told.push(format!("more;n={more}")),
         }
-        // Names of schemas may hold what a header cannot.
-        let text: String = told.join(", ");
-        let plain = text.chars().map(|c| if matches!(c, ' '..='~') { c } else { '?' }).collect::<String>();
-        HeaderValue::from_str(&plain).ok().filter(|value| !value.is_empty())
+        HeaderValue::from_str(&told.join(", ")).ok().filter(|value| !value.is_empty())
+    }
+}
+
+fn message(report: &Report, names: &Names<'_>) -> String {
+    let what = match report.part() {
+        Part::Request => "the request",
+        Part::Response => "the answer",
+    };
+    let mut message = format!("{what} cannot pass");
+    let told = report.violations().iter().take(MOST_TOLD);
+    for (n, violation) in told.enumerate() {
+        let (sign, rule) = (if n == 0 { ":" } else { ";" }, violation.rule());
+        _ = write!(message, "{sign} rule {rule:?}");
+        if !violation.pointer().is_empty() {
+            _ = write!(message, " at {}", names.pointer(violation.pointer()));
+        }
+        _ = write!(message, ": {}", violation.message());
+    }
+    match left_out(report) {
+        0 => {}
+        more => _ = write!(message, "; and {more} more"),
+    }
+    message
+}
+
+/// The names that are told of one report.
+struct Names<'a> {
+    told: &'a Told,
+    /// Those of the schema that the request has in it, if its form is what it is about.
+    asked: BTreeSet<String>,
+}
+
+impl<'a> Names<'a> {
+    fn of(told: &'a Told, report: &Report, asked: Option<&Bytes>) -> Self {
+        let of_form = |violation: &Violation| violation.rule() == STRUCTURED_OUTPUT;
+        let mut names = BTreeSet::new();
+        if let Some(body) = asked.filter(|_| report.violations().iter().any(of_form))
+            && let Ok(Asked { response_format }) = serde_json::from_slice(body)
+        {
+            members(&response_format, &mut names);
+        }
+        Self { told, asked: names }
     }
 
     /// A JSON pointer without the names that are not told.
@@ -140,19 +179,40 @@ impl Told {
         param
     }
 
-    fn steps<'a>(&'a self, pointer: &'a str) -> impl Iterator<Item = &'a str> {
+    fn steps<'p>(&'p self, pointer: &'p str) -> impl Iterator<Item = &'p str> {
         pointer.split('/').skip(1).map(|step| if self.may_tell(step) { step } else { HIDDEN })
     }
 
     fn may_tell(&self, step: &str) -> bool {
         // One with `~` in it is escaped, and nobody's.
-        is_index(step) || NAMES.contains(&step) || self.names.iter().any(|names| names.contains(step))
+        is_index(step)
+            || NAMES.contains(&step)
+            || self.asked.contains(step)
+            || self.told.names.iter().any(|names| names.contains(step))
     }
+}
+
+/// As much of a request as says in what form its answer is wanted.
+#[derive(Deserialize)]
+struct Asked {
+    response_format: Value,
 }
 
 /// As many as a list can have; a longer number may be anything.
 fn is_index(step: &str) -> bool {
     (1..=6).contains(&step.len()) && step.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// Names of schemas may have what a header, or a string in it, cannot.
+fn escaped(text: &str) -> String {
+    let mut escaped = String::new();
+    for byte in text.bytes() {
+        match byte {
+            b'"' | b'\\' | b'%' | ..0x20 | 0x7f.. => _ = write!(escaped, "%{byte:02X}"),
+            byte => escaped.push(char::from(byte)),
+        }
+    }
+    escaped
 }
 
 fn left_out(report: &Report) -> usize {
