@@ -35,5 +35,6 @@ pub fn subjects() -> Vec<Arc<dyn Subject>> {
         Arc::new(health::Shedding),
         Arc::new(validate::Heads),
         Arc::new(validate::Guarding),
+        Arc::new(validate::Asking),
     ]
 }

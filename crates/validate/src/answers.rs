@@ -1,12 +1,14 @@
 use std::{
     fmt,
-    future::{Ready, ready},
+    future::Ready,
+    pin::Pin,
     sync::Arc,
+    task::{Context, Poll, ready},
 };
 
 use bartizan_core::BoxError;
 
-use crate::{Part, Policy, Report, Rules, validator::Tally};
+use crate::{Part, Policy, Report, Rules, pending::Inquiring, validator::Tally};
 
 /// What is known of a request that passed, when its answer is checked.
 #[derive(Debug)]
@@ -61,7 +63,7 @@ impl<Res> Answers<Res> for Unchecked {
 
     #[inline]
     fn check(self, response: Res, _: Option<Policy>, _: Asked) -> Self::Checking {
-        ready(Ok(response))
+        std::future::ready(Ok(response))
     }
 }
 
@@ -76,18 +78,54 @@ impl<Res> Values<Res> {
 
 impl<Res> Answers<Res> for Values<Res> {
     type Response = Res;
-    type Checking = Ready<Result<Res, BoxError>>;
+    type Checking = Judging<Res>;
 
-    fn check(self, mut response: Res, policy: Option<Policy>, _: Asked) -> Self::Checking {
-        let (rules, tally) = &*self.0;
-        if let Some(policy) = policy {
-            let report = rules.judge(&mut response, policy, Part::Response);
+    fn check(self, response: Res, policy: Option<Policy>, _: Asked) -> Judging<Res> {
+        let inquiring = policy.map(|policy| {
+            let (rules, _) = &*self.0;
+            let mut findings = rules.findings(policy);
+            rules.run(&response, &mut findings);
+            rules.inquire_all(&response, findings)
+        });
+        Judging { response: Some(response), inquiring, by: self }
+    }
+}
+
+/// Gives an answer that is a value, once all rules have said what they say.
+pub struct Judging<Res> {
+    response: Option<Res>,
+    inquiring: Option<Inquiring>,
+    by: Values<Res>,
+}
+
+/// It holds a value, and nothing that points to it.
+impl<Res> Unpin for Judging<Res> {}
+
+impl<Res> Future for Judging<Res> {
+    type Output = Result<Res, BoxError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Self { response, inquiring, by } = &mut *self;
+        if let Some(inquiring) = inquiring {
+            ready!(inquiring.poll(cx));
+        }
+        let mut response = response.take().expect("polled after completion");
+        if let Some(inquiring) = inquiring {
+            let (rules, tally) = &*by.0;
+            let report = inquiring.take().into_report(Part::Response);
+            rules.tell(&mut response, &report);
             tally.count(&report);
             if report.refuses() {
-                return ready(Err(report.into_error(false)));
+                return Poll::Ready(Err(report.into_error(false)));
             }
         }
-        ready(Ok(response))
+        Poll::Ready(Ok(response))
+    }
+}
+
+impl<Res> fmt::Debug for Judging<Res> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Judging").field("checked", &self.inquiring.is_some()).finish_non_exhaustive()
     }
 }
 

@@ -17,7 +17,9 @@ pub use schema::{InvalidSchema, Schema};
 pub(crate) use strings::lines;
 pub use strings::{at, strings};
 
-use crate::{Found, Message, Rules, Severity, http::uncheckable, rule::Findings, rules::Check};
+use crate::{
+    Found, Message, Rules, Severity, http::uncheckable, pending::Pending, rule::Findings, rules::Check,
+};
 
 /// How a body is read as JSON: bounds that are kept while it is read.
 #[derive(Clone, Copy, Debug)]
@@ -94,6 +96,19 @@ impl<M: Message> Check<M> for Parsed {
             Err(Flaw { pointer, message }) => {
                 Found::new(findings, &self.name, Severity::Safety).at(&pointer).malformed(message);
             }
+        }
+    }
+
+    fn waits(&self) -> bool {
+        self.rules.waits()
+    }
+
+    fn inquire(&self, message: &M, findings: &mut Findings, pending: &mut Vec<Pending>) {
+        // Read again, which costs nothing beside a service, and only if there is one.
+        if self.rules.waits()
+            && let Ok(value) = self.json.read(message)
+        {
+            self.rules.inquire_each(&value, findings, pending);
         }
     }
 }

@@ -4,8 +4,11 @@
 
 mod answers;
 mod future;
+#[cfg(feature = "service")]
+mod inquiry;
 mod layer;
 mod level;
+mod pending;
 mod report;
 mod rule;
 mod rules;
@@ -17,13 +20,15 @@ mod http;
 #[cfg(feature = "json")]
 mod json;
 
-pub use answers::{Answers, Asked, Unchecked, Values};
-pub use future::ResponseFuture;
+pub use answers::{Answers, Asked, Judging, Unchecked, Values};
+pub use future::{ResponseFuture, Waiting};
 #[cfg(feature = "http")]
 pub use http::{
     Bodies, Checked, Checking, InvalidPattern, Message, Pattern, Pii, Terms, Window, content_type, max_bytes,
     tail, text, well_formed,
 };
+#[cfg(feature = "service")]
+pub use inquiry::Inquiry;
 #[cfg(feature = "json")]
 pub use json::{InvalidSchema, Json, ResponseFormat, Schema, Wanted, at, strings};
 pub use layer::ValidateLayer;

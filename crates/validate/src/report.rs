@@ -111,13 +111,6 @@ impl Report {
         Self::new(part, true, vec![violation], 0)
     }
 
-    /// For what cannot be checked in one place.
-    #[cfg(feature = "json")]
-    pub(crate) fn flaw(part: Part, rule: Arc<str>, pointer: String, message: String) -> Self {
-        let violation = Violation { rule, kind: Kind::Malformed, pointer, message: message.into() };
-        Self::new(part, true, vec![violation], 0)
-    }
-
     /// The report with which a call was refused, if `error` is such a refusal or has one among its sources.
     pub fn find<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Self> {
         bartizan_core::chain(error).find_map(|error| error.downcast_ref())

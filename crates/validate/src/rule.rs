@@ -262,6 +262,27 @@ impl Findings {
         }
     }
 
+    /// Nothing yet, under the same policy.
+    pub(crate) const fn alike(&self) -> Self {
+        Self::new(self.policy, self.max)
+    }
+
+    pub(crate) const fn refuses(&self) -> bool {
+        self.refuses
+    }
+
+    /// Adds what was found elsewhere under the same policy.
+    pub(crate) fn add_all(&mut self, others: Self) {
+        if self.decided {
+            return;
+        }
+        for violation in others.violations {
+            self.add(violation.kind, || violation);
+        }
+        self.left_out = self.left_out.saturating_add(others.left_out);
+        self.refuses |= others.refuses;
+    }
+
     pub(crate) fn into_report(self, part: Part) -> Report {
         Report::new(part, self.refuses, self.violations, self.left_out)
     }

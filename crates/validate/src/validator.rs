@@ -8,7 +8,9 @@ use std::{
 
 use crate::{
     Part, Policy, Report, Rules, ValidateLayer,
-    answers::{Asked, Unchecked, Values},
+    answers::{Asked, Expected, Unchecked, Values},
+    pending::Inquiring,
+    rule::Findings,
 };
 
 /// The rules of a service, for its requests and for its answers. Layers are views of it.
@@ -31,7 +33,7 @@ pub(crate) struct Shared<Req> {
 }
 
 #[cfg(feature = "json")]
-pub(crate) type Expects<Req> = dyn Fn(&Req) -> Result<Option<crate::json::Expected>, Report> + Send + Sync;
+pub(crate) type Expects<Req> = dyn Fn(&Req, &mut Findings) -> Option<Expected> + Send + Sync;
 
 impl<Req> Shared<Req> {
     #[inline]
@@ -39,22 +41,40 @@ impl<Req> Shared<Req> {
         !self.disabled.load(Relaxed)
     }
 
-    /// Asks every rule about a request.
+    /// Whether any rule is a service, so that a call has to wait for what it says.
     #[inline]
-    pub(crate) fn judge(&self, request: &mut Req, policy: Policy) -> Asked {
-        #[cfg_attr(not(feature = "json"), expect(unused_mut, reason = "there is nothing to add"))]
-        let mut asked = Asked::new(self.requests.report(request, policy, Part::Request));
+    pub(crate) fn waits(&self) -> bool {
+        self.requests.waits()
+    }
+
+    /// Asks every rule about a request that can say at once, and those that cannot, unless that refuses.
+    #[inline]
+    pub(crate) fn look(&self, request: &Req, policy: Policy) -> (Inquiring, Option<Expected>) {
+        let mut findings = self.requests.findings(policy);
+        self.requests.run(request, &mut findings);
         #[cfg(feature = "json")]
-        if let Some(expects) = &self.expects
-            && !asked.report.refuses()
-        {
-            match expects(request) {
-                Ok(expected) => asked.expected = expected,
-                Err(flaw) => asked.report = asked.report.and(&flaw),
-            }
-        }
-        self.requests.tell(request, &asked.report);
-        asked
+        let expected = match &self.expects {
+            Some(expects) if !findings.refuses() => expects(request, &mut findings),
+            _ => None,
+        };
+        #[cfg(not(feature = "json"))]
+        let expected = None;
+        (self.requests.inquire_all(request, findings), expected)
+    }
+
+    /// What is known of the request once all have said what they say.
+    #[inline]
+    pub(crate) fn conclude(
+        &self,
+        request: &mut Req,
+        findings: Findings,
+        expected: Option<Expected>,
+        tally: &Tally,
+    ) -> Asked {
+        let report = findings.into_report(Part::Request);
+        self.requests.tell(request, &report);
+        tally.count(&report);
+        Asked { report, expected }
     }
 }
 

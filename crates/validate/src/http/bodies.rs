@@ -16,8 +16,8 @@ use super::{
     window::{Judge, Raw, Window},
 };
 use crate::{
-    Answers, Asked, Found, Part, Policy, Report, Rules, Severity, Validator, answers::Expected, rules::ask,
-    validator::Tally,
+    Answers, Asked, Found, Part, Policy, Report, Rules, Severity, Validator, answers::Expected,
+    pending::Inquiring, rule::Findings, rules::ask, validator::Tally,
 };
 
 /// Responses with bodies. [`Validator::http`] begins with one that checks none.
@@ -234,10 +234,12 @@ impl<B: AsRef<[u8]>> Validator<Request<B>, Bodies> {
     #[must_use]
     pub fn structured(mut self, name: &str, severity: Severity, format: crate::ResponseFormat) -> Self {
         let formats = crate::json::Formats::new(name, severity, format);
-        let expects = move |request: &Request<B>| {
-            formats.expected(request).map_err(|flaw| {
-                Report::flaw(Part::Request, formats.name().clone(), flaw.pointer, flaw.message)
-            })
+        let expects = move |request: &Request<B>, findings: &mut Findings| match formats.expected(request) {
+            Ok(expected) => expected,
+            Err(flaw) => {
+                Found::new(findings, formats.name(), severity).at(&flaw.pointer).malformed(flaw.message);
+                None
+            }
         };
         let shared = Arc::get_mut(&mut self.shared).expect(BEFORE);
         shared.expects = Some(Box::new(expects));
@@ -307,12 +309,12 @@ impl Settings {
     }
 
     /// Asks all rules about a body that was read.
-    pub(super) fn judge(
+    pub(super) fn look(
         &self,
-        response: &mut Response<Bytes>,
+        response: &Response<Bytes>,
         policy: Policy,
         expected: Option<&Expected>,
-    ) -> Report {
+    ) -> Inquiring {
         let mut findings = self
             .whole
             .as_ref()
@@ -333,6 +335,18 @@ impl Settings {
                 expected.check(response.body(), found);
             });
         }
+        match (&self.whole, &self.window) {
+            (Some(whole), _) => whole.rules.inquire_all(response, findings),
+            (None, Some(window)) => {
+                let text = str::from_utf8(response.body()).unwrap_or_default();
+                window.rules.inquire_all(text, findings)
+            }
+            (None, None) => Inquiring::new(findings, Vec::new()),
+        }
+    }
+
+    /// What is known of it once all have said what they say.
+    pub(super) fn conclude(&self, response: &mut Response<Bytes>, findings: Findings) -> Report {
         let report = findings.into_report(Part::Response);
         if let Some(whole) = &self.whole {
             whole.rules.tell(response, &report);

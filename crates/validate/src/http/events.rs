@@ -5,7 +5,7 @@ use bytes::{Bytes, BytesMut};
 use serde_json::Value;
 
 use super::bodies::NOT_UTF8;
-use super::window::{Hold, Judge, Seen, Window};
+use super::window::{AskedOf, Hold, Judge, Seen, Window};
 use crate::{
     Report,
     json::{Expected, Listener, read},
@@ -105,12 +105,12 @@ impl Events {
         let mut findings = self.judge.rules.findings(self.judge.policy);
         let expected = listener.expected().clone();
         ask(&mut findings, expected.name(), expected.severity(), |found| listener.judge(all, found));
-        self.judge.found(findings)
+        self.judge.conclude(findings, &mut String::new())
     }
 
-    fn pass(&mut self) -> Result<Option<Bytes>, Report> {
+    fn pass(&mut self, asked: &mut Vec<AskedOf>) -> Result<Option<Bytes>, Report> {
         for text in self.texts.iter_mut().filter(|text| !text.fresh.is_empty()) {
-            text.seen.pass(&text.fresh, self.window, &self.judge)?;
+            text.seen.pass(&text.fresh, self.window, &self.judge, asked)?;
             text.fresh.clear();
         }
         self.fresh = 0;
@@ -124,13 +124,13 @@ impl Hold for Events {
         self.decoder.push(data);
     }
 
-    fn next(&mut self, all: bool, ended: bool) -> Result<Option<Bytes>, Report> {
+    fn next(&mut self, all: bool, ended: bool, asked: &mut Vec<AskedOf>) -> Result<Option<Bytes>, Report> {
         loop {
             match self.decoder.next_event() {
                 Ok(Some(event)) => {
                     self.take(&event)?;
                     if self.window.is_full(self.fresh) || self.held.len() >= MOST_HELD {
-                        return self.pass();
+                        return self.pass(asked);
                     }
                 }
                 Ok(None) if ended && self.undecoded > 0 => {
@@ -145,13 +145,17 @@ impl Hold for Events {
         match self.held.is_empty() {
             true => Ok(None),
             // What has no text waits for nothing.
-            false if all || ended || self.fresh == 0 => self.pass(),
+            false if all || ended || self.fresh == 0 => self.pass(asked),
             false => Ok(None),
         }
     }
 
     fn held(&self) -> usize {
         self.held.len() + self.undecoded
+    }
+
+    fn by(&self) -> &Judge {
+        &self.judge
     }
 
     fn cut(&mut self) {
