@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, ops::Range};
 
 use toml::{
     Spanned,
-    de::{DeTable, DeValue},
+    de::{DeArray, DeTable, DeValue},
 };
 
 use super::{
@@ -108,7 +108,7 @@ impl Loader<'_> {
                     self.problem(self.at(&key.span()), format!("{name:?} must be written as {section}"));
                 }
                 (None, value) => {
-                    let message = unknown_at_top(name, value.is_table() || value.is_array());
+                    let message = unknown_at_top(name, is_section(value));
                     self.problem(self.at(&key.span()), message);
                 }
             }
@@ -278,9 +278,17 @@ impl Loader<'_> {
     }
 }
 
+/// Whether it is written as `[name]` or as `[[name]]`, and not as `name = ..`.
+fn is_section(value: &DeValue<'_>) -> bool {
+    let is_list =
+        |items: &DeArray<'_>| !items.is_empty() && items.iter().all(|item| item.get_ref().is_table());
+    value.is_table() || value.as_array().is_some_and(is_list)
+}
+
 fn unknown_at_top(name: &str, is_section: bool) -> String {
     let near = nearest(name, Section::ALL.map(Section::name));
-    let advice = if let Some(section) = Section::ALL.iter().find(|section| section.has(name)) {
+    let has = |section: &&Section| !is_section && section.has(name);
+    let advice = if let Some(section) = Section::ALL.iter().find(has) {
         format!("it belongs in {section}")
     } else if let Some(section) = Section::ALL.iter().find(|section| Some(section.name()) == near) {
         format!("did you mean {section}?")
