@@ -91,6 +91,7 @@ impl App {
         }
         let mock = listener.as_ref().map(TcpListener::local_addr).transpose()?;
         let names: Vec<_> = config.models.iter().map(|model| model.model.clone()).collect();
+        let config = Arc::new(config);
         let app = Self {
             access: Arc::new(Access::new(&config)),
             rate_limits: RateLimits::new(&config),
@@ -101,7 +102,7 @@ impl App {
             metrics: Arc::new(Metrics::new()),
             batches: Batches::new(&config),
             validation: Validation::new(&config),
-            config: Arc::new(config),
+            config,
             mock,
             draining: Arc::default(),
         };
@@ -157,11 +158,12 @@ impl App {
             }
             (model.name.clone(), self.fallbacks.target(model, upstream))
         };
+        let guards = self.validation.as_ref().map(|validation| validation.guards(&transport));
         let targets: HashMap<String, Ask> = config.models.iter().map(target).collect();
         let stand_in = |name: &str| {
             let target = targets[name].clone();
-            match &self.validation {
-                Some(validation) => validation.stand_in(name, target),
+            match &guards {
+                Some(guards) => guards.stand_in(name, target),
                 None => target,
             }
         };
@@ -179,8 +181,8 @@ impl App {
         if let Some(dedup) = &self.dedup {
             models = dedup.around(models);
         }
-        if let Some(validation) = &self.validation {
-            models = validation.around(models);
+        if let Some(guards) = &guards {
+            models = guards.around(models);
         }
         if let Some(limits) = &self.rate_limits {
             models = limits.around(models);

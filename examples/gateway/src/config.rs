@@ -15,7 +15,7 @@ use http::{HeaderName, Uri};
 use secrecy::SecretString;
 
 pub use error::{ConfigError, Origin, Problem};
-pub use rule::{Check, Rule, Side};
+pub use rule::{Check, Moderation, Rule, Side};
 pub(crate) use rule::{OWN_NAMES, members};
 pub use sample::sample;
 pub use validation::{Action, Guard, Validation};

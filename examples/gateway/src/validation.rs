@@ -12,7 +12,7 @@ use std::{
 };
 
 use bartizan_core::BoxError;
-use bartizan_provider::{Operation, UsageReport};
+use bartizan_provider::{HttpTransport, Operation, UsageReport};
 use bartizan_validate::{Bodies, Level, OnRuleError, Part, Policy, Report, Validator, Violation};
 use bytes::Bytes;
 use http::{HeaderName, Request, Response};
@@ -31,6 +31,7 @@ use counts::{Counts, Side};
 use told::Told;
 
 mod counts;
+mod moderation;
 mod rules;
 mod told;
 
@@ -41,35 +42,56 @@ const HEADER: HeaderName = HeaderName::from_static("x-bartizan-validation");
 /// The rules of a gateway: what all of its workers share.
 #[derive(Debug)]
 pub(crate) struct Validation {
-    /// By the model; those that are not checked are not there.
-    guards: HashMap<String, Arc<Guard>>,
-    /// In the order of the configuration.
-    models: Vec<String>,
+    config: Arc<Config>,
+    /// Those that are checked, in the order of the configuration, and what became of what they were asked.
+    models: Vec<(Model, Arc<counts::OfModel>)>,
     counts: Arc<Counts>,
 }
 
 impl Validation {
     /// `None` if no model is guarded.
-    pub(crate) fn new(config: &Config) -> Option<Arc<Self>> {
+    pub(crate) fn new(config: &Arc<Config>) -> Option<Arc<Self>> {
         let guarded = |model: &&Model| config.validation.guards(&model.guard);
-        let models: Vec<_> = config.models.iter().filter(guarded).map(|model| model.name.clone()).collect();
+        let own = |model: &Model| (model.clone(), Arc::default());
+        let models: Vec<_> = config.models.iter().filter(guarded).map(own).collect();
         let counts = Arc::new(Counts::new(&config.validation.rules));
-        let guard = |model| Arc::new(Guard::new(config, model, counts.clone()));
-        let guards =
-            config.models.iter().filter(guarded).map(|model| (model.name.clone(), guard(model))).collect();
-        (!models.is_empty()).then(|| Arc::new(Self { guards, models, counts }))
+        (!models.is_empty()).then(|| Arc::new(Self { config: config.clone(), models, counts }))
     }
 
+    /// The guards of one worker, which asks moderation endpoints over connections of its own.
+    pub(crate) fn guards(&self, transport: &HttpTransport) -> Guards {
+        let guard = |(model, own): &(Model, Arc<counts::OfModel>)| {
+            let guard = Guard::new(&self.config, model, own, &self.counts, transport);
+            (model.name.clone(), Arc::new(guard))
+        };
+        Guards(self.models.iter().map(guard).collect())
+    }
+
+    /// What there is to tell of every model that is checked.
+    pub(crate) fn describe(&self) -> Value {
+        self.models.iter().map(|(model, own)| own.describe(&model.name)).collect()
+    }
+
+    /// What there is to tell of every rule.
+    pub(crate) fn describe_rules(&self) -> Value {
+        self.counts.describe()
+    }
+}
+
+/// By the model; those that are not checked are not there.
+pub(crate) struct Guards(HashMap<String, Arc<Guard>>);
+
+impl Guards {
     /// Checks what reaches `inner`, and what it answers.
     pub(crate) fn around(&self, inner: Ask) -> Ask {
         let guarded = |(model, guard): (&String, &Arc<Guard>)| (model.clone(), guard.around(&inner));
-        let guarded: HashMap<_, _> = self.guards.iter().map(guarded).collect();
+        let guarded: HashMap<_, _> = self.0.iter().map(guarded).collect();
         Ask::new(Guarded { models: Arc::new(guarded), others: inner })
     }
 
     /// Checks what reaches this model because another one has failed: not everything that may be sent there may be sent here.
     pub(crate) fn stand_in(&self, model: &str, inner: Ask) -> Ask {
-        let Some(guard) = self.guards.get(model).cloned() else { return inner };
+        let Some(guard) = self.0.get(model).cloned() else { return inner };
         let layer = guard.requests.layer(guard.policy);
         erased(layer.layer(inner).map_err(move |error| {
             // Who asked it counts as another's, and decides what to do without it.
@@ -78,16 +100,6 @@ impl Validation {
             }
             error
         }))
-    }
-
-    /// What there is to tell of every model that is checked.
-    pub(crate) fn describe(&self) -> Value {
-        self.models.iter().map(|model| self.guards[model].own.describe(model)).collect()
-    }
-
-    /// What there is to tell of every rule.
-    pub(crate) fn describe_rules(&self) -> Value {
-        self.counts.describe()
     }
 }
 
@@ -107,12 +119,18 @@ struct Guard {
 }
 
 impl Guard {
-    fn new(config: &Config, model: &Model, counts: Arc<Counts>) -> Self {
-        let own = Arc::new(counts::OfModel::default());
-        let rules = rules::OfModel::new(config, model, &own, &counts);
-        let policy = match model.guard.action {
-            Action::Reject => Policy::new(model.guard.level),
-            Action::Report => Policy::new(Level::Lenient).on_rule_error(OnRuleError::Open),
+    fn new(
+        config: &Config,
+        model: &Model,
+        own: &Arc<counts::OfModel>,
+        counts: &Arc<Counts>,
+        transport: &HttpTransport,
+    ) -> Self {
+        let rules = rules::OfModel::new(config, model, own, counts, transport);
+        let policy = match (model.guard.action, config.validation.on_error) {
+            (Action::Reject, None) => Policy::new(model.guard.level),
+            (Action::Reject, Some(choice)) => Policy::new(model.guard.level).on_rule_error(choice),
+            (Action::Report, _) => Policy::new(Level::Lenient).on_rule_error(OnRuleError::Open),
         };
         Self {
             chat: rules.of_chat(),
@@ -120,8 +138,8 @@ impl Guard {
             policy,
             structured: model.guard.structured_output,
             told: Told::new(config, model, policy.level()),
-            own,
-            counts,
+            own: own.clone(),
+            counts: counts.clone(),
         }
     }
 

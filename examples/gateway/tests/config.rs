@@ -59,7 +59,7 @@ fn the_sample_shows_the_defaults() {
         _ => format!("{line}\n"),
     });
     let text: String = lines.collect();
-    assert_eq!(uncommented, 79);
+    assert_eq!(uncommented, 80);
     assert_eq!(format!("{:?}", load(&text)), defaults);
 }
 
@@ -1234,8 +1234,34 @@ fn rules_that_cannot_be_are_refused() {
     );
     assert_eq!(in_rule("denny = 'x'\nmax_bytes = 5"), "unknown key \"denny\"; did you mean \"deny\"?");
 
+    for key in ["moderation_key_env = \"A\"", "moderation_model = \"m\"", "deadline_ms = 5"] {
+        let told = line(&format!("pii = [\"cards\"]\n{key}"), 8);
+        let name = key.split(' ').next().unwrap();
+        assert_eq!(told, format!("{name:?} in [[rule]] has no effect without \"moderation_url\": remove it"));
+    }
+    assert_eq!(
+        line("moderation_url = \"http://h/v1\"\nmoderation_key_env = \"NO_KEY\"", 8),
+        "\"moderation_key_env\" in [[rule]] names the environment variable NO_KEY, which is not set; put the key there"
+    );
+    assert_eq!(
+        line("moderation_url = \"http://h/v1\"\nat = \"/user\"", 8),
+        "\"at\" in [[rule]] has no effect beside \"moderation_url\", which looks at all of it: remove it"
+    );
+    // What stands in a URL, or in place of a variable's name, may be a secret.
+    let told = seventh("moderation_url = \"http://user:sk-secret@h/v1\"");
+    assert!(told.contains("must not hold a user or a password") && !told.contains("sk-secret"), "{told}");
+    let told = line("moderation_url = \"http://h/v1\"\nmoderation_key_env = \"sk-secret\"", 8);
+    assert!(
+        told.contains("must be the name of an environment variable") && !told.contains("sk-secret"),
+        "{told}"
+    );
+    assert_eq!(
+        in_rule("moderation_url = \"ftp://h\""),
+        "\"moderation_url\" must begin with http:// or https://; write it as \"https://api.openai.com/v1\""
+    );
+
     let missing = "g.toml:4: missing what it checks in [[rule]]: one of terms, terms_file, deny, require, pii, schema, \
-                   max_bytes";
+                   max_bytes, moderation_url";
     assert_eq!(wrong(&rule("")), missing);
     assert_eq!(
         wrong("[[rule]]\nmax_bytes = 5"),
@@ -1364,6 +1390,14 @@ fn rules_that_nobody_has_and_names_that_are_none() {
         let told = wrong(&format!("[validation]\n{key} = {value}"));
         assert_eq!(told, format!("g.toml:5: {key:?} in [validation] {nothing}"));
     }
+    let told = wrong(&format!("[validation]\non_error = \"pass\"\n{}", rule("max_bytes = 5")));
+    let without = "has no effect without a [[rule]] with moderation_url; add one, or remove this";
+    assert_eq!(told, format!("g.toml:5: \"on_error\" in [validation] {without}"));
+    let told = wrong("[validation]\non_error = \"fail\"");
+    assert!(
+        told.starts_with("g.toml:5: \"on_error\" in [validation] must be \"auto\", \"refuse\" or \"pass\""),
+        "{told}"
+    );
     let told = wrong("validation_action = \"report\"");
     assert_eq!(told, format!("g.toml:4: \"validation_action\" in [[model]] {nothing}"));
 

@@ -1,13 +1,23 @@
 //! Requests and answers that break rules: who is refused, who passes, and what nobody gets to see of it.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
 
+use axum::{Router, routing::post};
 use bartizan_provider::mock::{Mock, Script};
+use http::{HeaderMap, StatusCode};
 use serde_json::{Value, json};
+use tokio::net::TcpListener;
 
 use crate::{
-    gateway_under_test::{Gateway, mock, model, soon},
-    wire::{Answer, CHAT, exchange, with_length},
+    gateway_under_test::{Gateway, UPSTREAM_KEY, mock, model, soon, within},
+    wire::{Answer, CHAT, exchange, send, with_length},
 };
 
 const ADMIN: &str = "adm-7Wq2kZ";
@@ -580,5 +590,194 @@ async fn structured_output() {
         answer.assert_error(400, REFUSED, FORM, &format!("rule \"structured_output\" at {at}"));
     }
     assert_eq!(front.mock.calls(), calls);
+    front.stop().await;
+}
+
+/// A moderation endpoint that flags what is nasty, or does as it is told.
+#[derive(Clone, Default)]
+struct Moderation {
+    asked: Arc<Mutex<Vec<(Option<String>, Value)>>>,
+    instead: Arc<Mutex<Option<(u16, String)>>>,
+    hangs: Arc<AtomicBool>,
+}
+
+impl Moderation {
+    async fn start() -> (Self, SocketAddr) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let (moderation, address) = (Self::default(), listener.local_addr().unwrap());
+        let handler = moderation.clone();
+        let judge = async move |headers: HeaderMap, body: String| handler.judge(&headers, &body).await;
+        let router = Router::new().route("/v1/moderations", post(judge));
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        (moderation, address)
+    }
+
+    async fn judge(&self, headers: &HeaderMap, body: &str) -> (StatusCode, String) {
+        let body: Value = serde_json::from_str(body).unwrap();
+        let key = headers.get("authorization").map(|value| value.to_str().unwrap().to_owned());
+        self.asked.lock().unwrap().push((key, body.clone()));
+        if self.hangs.load(Relaxed) {
+            std::future::pending::<()>().await;
+        }
+        if let Some((status, body)) = self.instead.lock().unwrap().clone() {
+            return (StatusCode::from_u16(status).unwrap(), body);
+        }
+        let verdict = |text: &Value| {
+            let flagged = text.as_str().unwrap().contains("nasty");
+            json!({"flagged": flagged, "categories": {"violence": flagged, "hate": false}})
+        };
+        let results: Vec<_> = body["input"].as_array().unwrap().iter().map(verdict).collect();
+        (StatusCode::OK, json!({"id": "modr-1", "results": results}).to_string())
+    }
+
+    fn calls(&self) -> usize {
+        self.asked.lock().unwrap().len()
+    }
+
+    fn answer(&self, status: u16, body: &str) {
+        *self.instead.lock().unwrap() = Some((status, body.to_owned()));
+    }
+}
+
+fn moderated(address: SocketAddr, side: &str) -> String {
+    rule(
+        "moderation",
+        side,
+        &format!(
+            "severity = \"safety\"\nmoderation_url = \"http://{address}/v1\"\nmoderation_key_env = \"UPSTREAM_KEY\"\n\
+             moderation_model = \"m\"\ndeadline_ms = 300"
+        ),
+    )
+}
+
+/// What an endpoint flags is refused, or reported, in requests, whole answers and streams.
+#[tokio::test]
+async fn moderation() {
+    let (endpoint, address) = Moderation::start().await;
+    let rest = moderated(address, "both")
+        + &rule("cards", "request", "pii = [\"cards\"]")
+        + "[validation]\nwindow_bytes = 16\nwindow_ms = 10_000\n";
+    let models = [("chat", "validation_level = \"lenient\""), ("reports", "validation_action = \"report\"")];
+    let front = Front::start(&models, &rest).await;
+    let nice = front.ask(&says("chat", "nice")).await;
+    assert_eq!(nice.status, 200, "{nice:?}");
+    let asked = endpoint.asked.lock().unwrap().clone();
+    let key = Some(format!("Bearer {UPSTREAM_KEY}"));
+    let expected = [
+        (key.clone(), json!({"input": ["nice"], "model": "m"})),
+        (key, json!({"input": ["stop", "You said: nice"], "model": "m"})),
+    ];
+    let sorted = |mut asked: Vec<(Option<String>, Value)>| {
+        for (_, body) in &mut asked {
+            body["input"].as_array_mut().unwrap().sort_by_key(ToString::to_string);
+        }
+        asked
+    };
+    assert_eq!(sorted(asked), sorted(expected.to_vec()));
+
+    let refused = front.ask(&says("chat", "a nasty word")).await;
+    let words = "rule \"moderation\" at /messages/0/content: it is flagged: violence";
+    refused.assert_error(422, REFUSED, POLICY, words);
+    assert_eq!((front.mock.calls(), endpoint.calls()), (1, 3));
+
+    front.mock.script_always(Script::new().text("one two three four nasty five six seven"));
+    let refused = front.ask(&says("chat", "nice")).await;
+    let words = "rule \"moderation\" at /choices/0/message/content: it is flagged: violence";
+    refused.assert_error(502, "api_error", Some("content_filter"), words);
+    let stream = front.ask(&streamed(says("chat", "nice"))).await;
+    assert!(stream.body.contains("one ") && stream.body.contains("content_filter"), "{stream:?}");
+    assert!(!stream.body.contains("nasty") && !stream.body.contains("five"), "{stream:?}");
+
+    let reported = front.ask(&says("reports", "nasty")).await;
+    let told = "\"moderation\";at=\"/messages/0/content\";is=safety, \"moderation\";at=\"/choices/0/message/content\";is=safety";
+    assert_eq!(
+        (reported.status, reported.header("x-bartizan-validation")),
+        (200, Some(told)),
+        "{reported:?}"
+    );
+    let stream = front.ask(&streamed(says("reports", "nice"))).await;
+    assert!(stream.body.contains("nasty") && stream.body.ends_with("data: [DONE]\n\n"), "{stream:?}");
+    front.stop().await;
+
+    // What another rule refuses is told to nobody else.
+    let front = Front::start(&[("chat", "")], &rest).await;
+    let calls = endpoint.calls();
+    assert_eq!(front.ask(&says("chat", &format!("nasty {CARD}"))).await.status, 422);
+    assert_eq!(endpoint.calls(), calls);
+    front.stop().await;
+}
+
+/// An endpoint that does not judge: refused with a 503 that may be tried again, or passed and reported, as it is wished.
+#[tokio::test]
+async fn moderation_that_fails() {
+    let (endpoint, address) = Moderation::start().await;
+    let models = [("chat", ""), ("lenient", "validation_level = \"lenient\"")];
+    for (on_error, statuses) in [("auto", [503, 200]), ("refuse", [503, 503]), ("pass", [200, 200])] {
+        let rest = format!("{}[validation]\non_error = \"{on_error}\"\n", moderated(address, "request"));
+        let front = Front::start(&models, &rest).await;
+        let mut calls = 0;
+        for (status, body) in [
+            (500, "{}"),
+            (401, r#"{"error":{"message":"wrong key"}}"#),
+            (200, "no JSON"),
+            (200, r#"{"results":[]}"#),
+            (200, r#"{"results":[{"flagged":false},{"flagged":false}]}"#),
+            (200, r#"{"results":[{}]}"#),
+            (0, ""),
+        ] {
+            endpoint.hangs.store(status == 0, Relaxed);
+            endpoint.answer(status.max(100), body);
+            for ((model, _), expected) in models.iter().zip(statuses) {
+                let answer = front.ask(&says(model, "nice")).await;
+                if expected == 200 {
+                    calls += 1;
+                    let told = Some("\"moderation\";is=failed");
+                    assert_eq!(
+                        (answer.status, answer.header("x-bartizan-validation")),
+                        (200, told),
+                        "{answer:?}"
+                    );
+                } else {
+                    let words = "rule \"moderation\": the rule itself failed";
+                    answer.assert_error(
+                        503,
+                        "service_unavailable_error",
+                        Some("validation_unavailable"),
+                        words,
+                    );
+                    assert_eq!(answer.header("x-should-retry"), None, "{answer:?}");
+                }
+                assert_eq!(front.mock.calls(), calls);
+            }
+        }
+        front.stop().await;
+    }
+    // Nobody there.
+    let gone = {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        listener.local_addr().unwrap()
+    };
+    let front = Front::start(&[("chat", "")], &moderated(gone, "request")).await;
+    assert_eq!(front.ask(&says("chat", "nice")).await.status, 503);
+    front.stop().await;
+}
+
+/// A client that goes while an endpoint judges leaves nothing behind.
+#[tokio::test]
+async fn a_client_that_goes_while_it_is_judged() {
+    let (endpoint, address) = Moderation::start().await;
+    endpoint.hangs.store(true, Relaxed);
+    let rest = moderated(address, "request").replace("deadline_ms = 300", "deadline_ms = 60_000");
+    let front = Front::start(&[("chat", "")], &rest).await;
+    let connection = send(front.address, &with_length(CHAT, says("chat", "nice").to_string())).await;
+    within("the endpoint to be asked", async {
+        while endpoint.calls() == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    drop(connection);
+    assert_eq!(front.mock.calls(), 0);
+    // It would wait for what is left of it, and cut it.
     front.stop().await;
 }

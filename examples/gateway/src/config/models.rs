@@ -91,7 +91,9 @@ impl Loader<'_> {
             }
             UpstreamKind::OpenAi => Upstream::OpenAi {
                 base_url: raw.base_url.unwrap_or_else(|| OPENAI_URL.parse().expect("a URL")),
-                api_key: raw.api_key_env.and_then(|variable| self.api_key(variable, given)),
+                api_key: raw
+                    .api_key_env
+                    .and_then(|variable| self.api_key(variable, Section::Model, "api_key_env", given)),
             },
         };
         let name = raw.name?;
@@ -107,7 +109,14 @@ impl Loader<'_> {
         Some(Model { model, name, upstream, limits, circuit_breaker, fallbacks, dedup, guard })
     }
 
-    fn api_key(&mut self, variable: String, given: &Given) -> Option<ApiKey> {
+    /// The key in a variable that this key of a section names.
+    pub(super) fn api_key(
+        &mut self,
+        variable: String,
+        section: Section,
+        key: &str,
+        given: &Given,
+    ) -> Option<ApiKey> {
         let value = self.environment.0.get(&variable);
         let wrong = match value.map(|value| value.to_str()) {
             None => "is not set",
@@ -118,8 +127,8 @@ impl Loader<'_> {
             Some(_) => "holds white space or characters that a header cannot carry",
         };
         let which = shown(&variable);
-        let message = format!("\"api_key_env\" in [[model]] names {which}, which {wrong}; put the key there");
-        self.problem(given.origin("api_key_env")?.clone(), message);
+        let message = format!("{key:?} in {section} names {which}, which {wrong}; put the key there");
+        self.problem(given.origin(key)?.clone(), message);
         None
     }
 }

@@ -6,16 +6,19 @@ use std::{
     io::Read,
     path::Path,
     sync::Arc,
+    time::Duration,
 };
 
 use bartizan_validate::{Pattern, Pii, Schema, Severity, Terms};
+use http::Uri;
 use serde_json::Value;
 use toml::{Spanned, de::DeValue};
 
 use super::{
-    Origin,
+    ApiKey, Origin,
     key::{Key, Kind, set},
     load::{Given, Loader},
+    schema::{MILLISECONDS, base_url, variable_name},
     section::Section,
     validation::{none_of, size},
 };
@@ -63,6 +66,21 @@ pub enum Check {
     Schema(Schema, Arc<BTreeSet<String>>),
     /// The body must not be longer.
     MaxBytes(usize),
+    /// A moderation endpoint must not flag it.
+    Moderation(Arc<Moderation>),
+}
+
+/// A moderation endpoint, as OpenAI's `/v1/moderations` is one.
+#[derive(Clone, Debug)]
+pub struct Moderation {
+    /// What stands before `/moderations`.
+    pub url: Uri,
+    /// The key to send, if any.
+    pub api_key: Option<ApiKey>,
+    /// The model that judges, if it is to be named.
+    pub model: Option<String>,
+    /// How long it has.
+    pub within: Duration,
 }
 
 impl Check {
@@ -70,7 +88,7 @@ impl Check {
     pub(crate) const fn is_of_form(&self) -> bool {
         match self {
             Self::Schema(..) | Self::MaxBytes(_) | Self::Require(_) => true,
-            Self::Terms(_) | Self::Deny(_) | Self::Pii(_) => false,
+            Self::Terms(_) | Self::Deny(_) | Self::Pii(_) | Self::Moderation(_) => false,
         }
     }
 }
@@ -90,13 +108,21 @@ pub(super) struct RawRule {
     pii: Pii,
     schema: String,
     max_bytes: usize,
+    moderation_url: Option<Uri>,
+    moderation_key_env: Option<String>,
+    moderation_model: Option<String>,
+    deadline: Option<Duration>,
 }
 
 /// Names that reports have for what no `[[rule]]` says.
 pub(crate) const OWN_NAMES: [&str; 4] = ["json", "body", "stream", "structured_output"];
 
 /// The keys that say what a rule checks.
-const CHECKS: [&str; 7] = ["terms", "terms_file", "deny", "require", "pii", "schema", "max_bytes"];
+const CHECKS: [&str; 8] =
+    ["terms", "terms_file", "deny", "require", "pii", "schema", "max_bytes", "moderation_url"];
+
+/// The keys that only a moderation endpoint has.
+const OF_MODERATION: [&str; 3] = ["moderation_key_env", "moderation_model", "deadline_ms"];
 
 /// The classes of personal data.
 const CLASSES: [&str; 4] = ["emails", "phones", "cards", "secrets"];
@@ -235,6 +261,44 @@ pub(super) const RULE: &[Key<RawRule>] = &[
         doc: "The body must not be longer.",
     },
     Key {
+        name: "moderation_url",
+        kind: Kind::Text("an http or https URL", |rule, text| {
+            rule.moderation_url = Some(base_url(text)?);
+            Ok(())
+        }),
+        default: "",
+        doc: "An API that judges texts as OpenAI's does: what stands before `/moderations`, as \"https://api.openai.com/v1\".\n\
+              What it flags breaks the rule. It is asked about all texts of a request, and about each window of a stream,\n\
+              which waits for it, if no other rule refuses.",
+    },
+    Key {
+        name: "moderation_key_env",
+        kind: Kind::Text("the name of an environment variable", |rule, text| {
+            rule.moderation_key_env = Some(variable_name(text)?);
+            Ok(())
+        }),
+        default: "",
+        doc: "The environment variable that holds that API's key; without it no key is sent.",
+    },
+    Key {
+        name: "moderation_model",
+        kind: Kind::Text("a string", |rule, text| {
+            if text.is_empty() {
+                return Err("is empty".to_owned());
+            }
+            rule.moderation_model = Some(text.to_owned());
+            Ok(())
+        }),
+        default: "",
+        doc: "The model that judges. Default: the API chooses.",
+    },
+    Key {
+        name: "deadline_ms",
+        kind: Kind::Integer(MILLISECONDS, |rule, ms| rule.deadline = Some(Duration::from_millis(ms))),
+        default: "2_000",
+        doc: "How long that API has to answer. If it does not, or fails, `on_error` of [validation] says what then.",
+    },
+    Key {
         name: "at",
         kind: Kind::Text("a JSON pointer", |rule, text| {
             if !text.starts_with('/') {
@@ -303,12 +367,17 @@ impl Loader<'_> {
         };
         let mut wrong: Vec<(&str, String)> =
             checks.map(|more| (more, format!("beside {check:?}: give it a [[rule]] of its own"))).collect();
-        let is_text = !matches!(check, "schema" | "max_bytes");
+        let is_text = !matches!(check, "schema" | "max_bytes" | "moderation_url");
         if given.origin("at").is_some() && !is_text {
             wrong.push(("at", format!("beside {check:?}, which looks at all of it: remove it")));
         }
         if given.origin("inside_words").is_some() && !check.starts_with("terms") {
             wrong.push(("inside_words", format!("beside {check:?}: remove it")));
+        }
+        for key in OF_MODERATION.into_iter().filter(|_| check != "moderation_url") {
+            if given.origin(key).is_some() {
+                wrong.push((key, "without \"moderation_url\": remove it".to_owned()));
+            }
         }
         for (key, wrong) in wrong {
             if let Some(origin) = given.origin(key).cloned() {
@@ -325,7 +394,17 @@ impl Loader<'_> {
                            rules of it";
             self.problem(given.origin("side")?.clone(), message.to_owned());
         }
-        let compiled = self.compile(check, &raw);
+        let compiled = match raw.moderation_url.clone() {
+            Some(url) if check == "moderation_url" => {
+                let of_variable =
+                    |variable| self.api_key(variable, Section::Rule, "moderation_key_env", given);
+                let api_key = raw.moderation_key_env.clone().and_then(of_variable);
+                let within = raw.deadline.unwrap_or(Duration::from_secs(2));
+                let model = raw.moderation_model.clone();
+                Ok((Check::Moderation(Arc::new(Moderation { url, api_key, model, within })), None))
+            }
+            _ => self.compile(check, &raw),
+        };
         let (compiled, longest) =
             compiled.map_err(|wrong| self.problem(origin, format!("{check:?} in [[rule]] {wrong}"))).ok()?;
         Some(Rule {

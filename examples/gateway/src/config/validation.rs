@@ -2,13 +2,13 @@
 
 use std::{ops::RangeInclusive, time::Duration};
 
-use bartizan_validate::Level;
+use bartizan_validate::{Level, OnRuleError};
 
 use super::{
     Config, Origin,
     key::{Key, Kind, nearest},
     load::{Given, Loader},
-    rule::{Rule, Side},
+    rule::{Check, Rule, Side},
     section::Section,
 };
 
@@ -27,6 +27,8 @@ pub struct Validation {
     pub max_answer_bytes: usize,
     /// JSON that is nested deeper cannot be checked.
     pub max_json_depth: usize,
+    /// What becomes of what a rule cannot judge because it fails itself. `None`: what the level says.
+    pub on_error: Option<OnRuleError>,
     /// `[[rule]]`, in the order of the file, each name once.
     pub rules: Vec<Rule>,
 }
@@ -70,6 +72,7 @@ impl Default for Validation {
             window: Duration::from_millis(200),
             max_answer_bytes: 10 << 20,
             max_json_depth: 64,
+            on_error: None,
             rules: Vec::new(),
         }
     }
@@ -98,6 +101,7 @@ const DEPTH: RangeInclusive<u64> = 1..=127;
 const ANSWER: RangeInclusive<u64> = 1..=1 << 26;
 
 const LEVELS: &str = "\"strict\", \"moderate\" or \"lenient\"";
+const ON_ERROR: &str = "\"auto\", \"refuse\" or \"pass\"";
 const ACTIONS: &str = "\"reject\" or \"report\"";
 pub(super) const RULES: &str = "a list of rules' names";
 
@@ -135,6 +139,21 @@ pub(super) const VALIDATION: &[Key<Validation>] = &[
         default: "false",
         doc: "Whether an answer must have the form that its request asks for: that of the JSON schema in response_format.\n\
               A request whose schema cannot be checked is refused. It counts as a rule of severity error.",
+    },
+    Key {
+        name: "on_error",
+        kind: Kind::Text(ON_ERROR, |validation, text| {
+            validation.on_error = match text {
+                "auto" => None,
+                "refuse" => Some(OnRuleError::Closed),
+                "pass" => Some(OnRuleError::Open),
+                _ => return Err(none_of(ON_ERROR, text, &["auto", "refuse", "pass"])),
+            };
+            Ok(())
+        }),
+        default: "\"auto\"",
+        doc: "What becomes of a request or an answer when a moderation endpoint fails or is too slow: \"refuse\", with a 503,\n\
+              or \"pass\", and it is reported. \"auto\" is to refuse, but at level lenient.",
     },
     Key {
         name: "window_bytes",
@@ -276,6 +295,16 @@ impl Loader<'_> {
                 );
                 self.problem(origin.clone(), message);
             }
+        }
+        let asks = |rule: &Rule| matches!(rule.check, Check::Moderation(_));
+        if let Some(origin) = given.origin_of_valid("on_error")
+            && validation.on_error.is_some()
+            && validation.usual.enabled
+            && !validation.rules.iter().any(asks)
+        {
+            let message = "\"on_error\" in [validation] has no effect without a [[rule]] with moderation_url; add one, or \
+                           remove this";
+            self.problem(origin.clone(), message.to_owned());
         }
         let is_off = given.origin_of_valid("enabled").is_some() && !validation.usual.enabled;
         let checks =

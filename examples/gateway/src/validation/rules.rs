@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bartizan_provider::Facts;
+use bartizan_provider::{Facts, HttpTransport};
 use bartizan_validate::{
     Bodies, Found, Json, Message, Pattern, Pii, Report, ResponseFormat, Rule, Rules, Severity, Terms,
     Validator, Window, at, max_bytes, strings,
@@ -11,7 +11,10 @@ use bytes::Bytes;
 use http::{Request, Response};
 use serde_json::Value;
 
-use super::counts::{Counts, OfModel as Own};
+use super::{
+    counts::{Counts, OfModel as Own},
+    moderation,
+};
 use crate::config::{self, Action, Check, Config, Model, Side};
 
 /// What of an answer is the provider's own and no text: it may look like anything.
@@ -26,6 +29,7 @@ pub(super) struct OfModel<'a> {
     model: &'a Model,
     own: &'a Arc<Own>,
     counts: &'a Arc<Counts>,
+    transport: &'a HttpTransport,
 }
 
 impl<'a> OfModel<'a> {
@@ -34,8 +38,9 @@ impl<'a> OfModel<'a> {
         model: &'a Model,
         own: &'a Arc<Own>,
         counts: &'a Arc<Counts>,
+        transport: &'a HttpTransport,
     ) -> Self {
-        Self { config, model, own, counts }
+        Self { config, model, own, counts, transport }
     }
 
     /// Checks requests, whatever they ask.
@@ -130,8 +135,12 @@ impl<'a> OfModel<'a> {
     fn streams(&self) -> Rules<str> {
         let mut rules = Rules::new();
         for rule in self.answers().filter(|rule| !needs_all(rule)) {
-            if let Some(text) = Text::of(&rule.check) {
-                rules = rules.rule(&rule.name, self.severity(rule.severity), text);
+            let (name, severity) = (&rule.name, self.severity(rule.severity));
+            if let Check::Moderation(endpoint) = &rule.check {
+                let inquiry = moderation::of_window(name, endpoint, self.transport);
+                rules = rules.inquire(name, severity, inquiry);
+            } else if let Some(text) = Text::of(&rule.check) {
+                rules = rules.rule(name, severity, text);
             }
         }
         let counted = self.counted();
@@ -150,6 +159,9 @@ impl<'a> OfModel<'a> {
         let values = match (&rule.check, Text::of(&rule.check), &rule.at) {
             (Check::MaxBytes(n), ..) => return (messages.rule(name, severity, max_bytes(*n)), values),
             (Check::Schema(schema, _), ..) => values.rule(name, severity, schema.clone()),
+            (Check::Moderation(endpoint), ..) => {
+                values.inquire(name, severity, moderation::of_whole(name, endpoint, self.transport))
+            }
             (_, Some(text), Some(pointer)) => values.rule(name, severity, at(pointer, text)),
             (_, Some(text), None) if side == Side::Answer => values.rule(name, severity, texts(text)),
             (_, Some(text), None) => values.rule(name, severity, strings(text)),
@@ -183,7 +195,7 @@ impl Text {
             Check::Terms(terms) => Some(Self::Terms(terms.clone())),
             Check::Deny(pattern) | Check::Require(pattern) => Some(Self::Pattern(pattern.clone())),
             Check::Pii(pii) => Some(Self::Pii(*pii)),
-            Check::Schema(..) | Check::MaxBytes(_) => None,
+            Check::Schema(..) | Check::MaxBytes(_) | Check::Moderation(_) => None,
         }
     }
 }

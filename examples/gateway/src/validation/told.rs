@@ -73,6 +73,11 @@ impl Told {
             |violation: &&Violation| violation.severity().is_none_or(|severity| self.level.refuses(severity));
         let decisive = || report.violations().iter().filter(refuses);
         let of_policy = decisive().all(is_policy);
+        if decisive().all(Violation::is_failure) {
+            // Nobody knows whether it is good: that may be otherwise in a moment.
+            return Error::new(Class::Overloaded, message(report, &names))
+                .with_code("validation_unavailable");
+        }
         let message = message(report, &names);
         let at = |error: Error| match decisive().next().map(|first| names.param(first.pointer())) {
             Some(param) if !param.is_empty() => error.with_param(param),
