@@ -184,22 +184,22 @@ const LAYERS: &[Layer] = &[
             counter(
                 "refused_requests",
                 "gateway_validation_rule_refused_requests_total",
-                "Refused requests that break the rule.",
+                "Requests that the rule refused.",
             ),
             counter(
                 "reported_requests",
                 "gateway_validation_rule_reported_requests_total",
-                "Requests that passed although they break the rule.",
+                "Requests that break the rule, which did not refuse them.",
             ),
             counter(
                 "refused_answers",
                 "gateway_validation_rule_refused_answers_total",
-                "Refused answers that break the rule.",
+                "Answers that the rule refused.",
             ),
             counter(
                 "reported_answers",
                 "gateway_validation_rule_reported_answers_total",
-                "Answers, and windows of streams, that passed although they break the rule.",
+                "Answers, and windows of streams, that break the rule, which did not refuse them.",
             ),
         ],
     },

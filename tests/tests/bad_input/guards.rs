@@ -325,6 +325,14 @@ async fn answers_that_break_rules() {
     let refused = ask(Script::new().header("content-type", "application/json").body(twice)).await;
     refused.assert_error(502, KIND, Some("invalid_answer"), "rule \"json\" at /choices: two members");
 
+    // Ids are the provider's own, whatever they look like; whatever else it says is looked at.
+    let answer = |name: &str| format!(r#"{{"{name}":"ann@example.org","choices":[]}}"#);
+    let script = |body: String| Script::new().header("content-type", "application/json").body(body);
+    let passes = ask(script(answer("id"))).await;
+    assert_eq!((passes.status, passes.header("x-bartizan-validation")), (200, None), "{passes:?}");
+    let passes = ask(script(answer("x/y"))).await;
+    assert_eq!(passes.header("x-bartizan-validation"), Some("\"mail\";at=\"/*\";is=warn"), "{passes:?}");
+
     // An upstream's error is none of the rules' business, and is free.
     let left = front.left("tokens_per_day").await;
     let failed = ask(Script::new().status(500)).await;
@@ -344,8 +352,8 @@ async fn answers_that_break_rules() {
 
     let chat = front.told("validation", "chat").await;
     let expected = json!({
-        "name": "chat", "checked_requests": 7, "refused_requests": 0, "reported_requests": 0,
-        "checked_answers": 6, "refused_answers": 4, "reported_answers": 1,
+        "name": "chat", "checked_requests": 9, "refused_requests": 0, "reported_requests": 0,
+        "checked_answers": 8, "refused_answers": 4, "reported_answers": 2,
     });
     assert_eq!(chat, expected);
     assert_eq!(front.told("validation_rules", "codenames").await["refused_answers"], json!(1));

@@ -223,3 +223,93 @@ fn escaped(text: &str) -> String {
 fn left_out(report: &Report) -> usize {
     report.left_out() + report.violations().len().saturating_sub(MOST_TOLD)
 }
+
+#[cfg(test)]
+mod tests {
+    use bartizan_validate::{Found, Rules};
+
+    use super::*;
+
+    fn told(level: Level) -> Told {
+        let rule = |name: &str, severity, of_policy| (name.to_owned(), (severity, of_policy));
+        Told {
+            names: vec![Arc::new(BTreeSet::from(["größe\"%".to_owned(), "known".to_owned()]))],
+            rules: BTreeMap::from([
+                rule("form", Severity::Warn, false),
+                rule("cards", Severity::Error, true),
+                rule("terms", Severity::Safety, true),
+            ]),
+            level,
+        }
+    }
+
+    /// What is found by rules of these names, at these places.
+    fn report(found: &[(&'static str, &'static str)], level: Level) -> Report {
+        let add = |rules: Rules<()>, (name, pointer): &(&str, &'static str)| {
+            let severity = told(level).rules.get(*name).map_or(Severity::Error, |(severity, _)| *severity);
+            let pointer = *pointer;
+            rules
+                .rule(name, severity, move |(): &(), found: &mut Found<'_>| found.violation(pointer, "wrong"))
+        };
+        found.iter().fold(Rules::new(), add).check(&(), level)
+    }
+
+    #[test]
+    fn names_that_anybody_may_have_chosen_are_not_told() {
+        let report = report(&[("cards", "")], Level::Strict);
+        let told = told(Level::Strict);
+        let names = Names::of(&told, &report, None);
+        for (pointer, shown, param) in [
+            ("", "", ""),
+            ("/messages/0/content", "/messages/0/content", "messages[0].content"),
+            ("/metadata/ann@example.org", "/metadata/*", "metadata.*"),
+            ("/metadata/a~1b/known", "/metadata/*/known", "metadata.*.known"),
+            ("/messages/999999/4111111111111111", "/messages/999999/*", "messages[999999].*"),
+            ("//content", "/*/content", "*.content"),
+        ] {
+            assert_eq!((names.pointer(pointer).as_str(), names.param(pointer).as_str()), (shown, param));
+        }
+    }
+
+    #[test]
+    fn names_of_the_schema_that_was_asked_for_are_told_of_its_form_alone() {
+        let told = told(Level::Strict);
+        let body = r#"{"response_format":{"json_schema":{"schema":{"properties":{"age":{}}}}}}"#;
+        let body = Bytes::from_static(body.as_bytes());
+        let shown = |rule, body: &Bytes| {
+            told.error(&report(&[(rule, "/content/age")], Level::Strict), Some(body)).message().to_owned()
+        };
+        assert!(shown(STRUCTURED_OUTPUT, &body).contains("/content/age: "));
+        assert!(shown("cards", &body).contains("/content/*: "));
+        assert!(shown(STRUCTURED_OUTPUT, &Bytes::from_static(b"no JSON")).contains("/content/*: "));
+    }
+
+    /// Only what refuses decides how.
+    #[test]
+    fn statuses() {
+        let error = |found: &[(&'static str, &'static str)], level| {
+            let error = told(level).error(&report(found, level), None);
+            (error.status().as_u16(), error.code().unwrap().to_owned(), error.param().map(ToOwned::to_owned))
+        };
+        let both = [("form", "/n"), ("cards", "/user")];
+        let at = |param: &str| Some(param.to_owned());
+        assert_eq!(error(&both, Level::Strict), (400, "validation_failed".to_owned(), at("n")));
+        assert_eq!(error(&both, Level::Moderate), (422, "content_policy_violation".to_owned(), at("user")));
+        assert_eq!(
+            error(&[("terms", "")], Level::Lenient),
+            (422, "content_policy_violation".to_owned(), None)
+        );
+    }
+
+    #[test]
+    fn a_header_can_hold_it() {
+        let found = [("form", "/größe\"%/x"), ("terms", "")];
+        let header = told(Level::Strict).header(&report(&found, Level::Lenient), None).unwrap();
+        assert_eq!(header, r#""form";at="/gr%C3%B6%C3%9Fe%22%25/*";is=warn, "terms";is=safety"#);
+        assert_eq!(told(Level::Strict).header(&report(&[], Level::Strict), None), None);
+        let many = [("cards", "/known"); 40];
+        let header = told(Level::Strict).header(&report(&many, Level::Lenient), None).unwrap();
+        let header = header.to_str().unwrap();
+        assert!(header.ends_with(r#""cards";at="/known";is=error, more;n=24"#), "{header}");
+    }
+}
