@@ -13,7 +13,7 @@ use axum::{Router, routing::post};
 use bartizan_provider::mock::{Mock, Script};
 use http::{HeaderMap, StatusCode};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::Notify};
 
 use crate::{
     gateway_under_test::{Gateway, UPSTREAM_KEY, mock, model, soon, within},
@@ -601,12 +601,16 @@ async fn structured_output() {
     front.stop().await;
 }
 
+/// The key that was shown, and the question.
+type Asked = (Option<String>, Value);
+
 /// A moderation endpoint that flags what is nasty, or does as it is told.
 #[derive(Clone, Default)]
 struct Moderation {
-    asked: Arc<Mutex<Vec<(Option<String>, Value)>>>,
+    asked: Arc<Mutex<Vec<Asked>>>,
     instead: Arc<Mutex<Option<(u16, String)>>>,
     hangs: Arc<AtomicBool>,
+    hanging: Arc<Notify>,
 }
 
 impl Moderation {
@@ -625,6 +629,7 @@ impl Moderation {
         let key = headers.get("authorization").map(|value| value.to_str().unwrap().to_owned());
         self.asked.lock().unwrap().push((key, body.clone()));
         if self.hangs.load(Relaxed) {
+            self.hanging.notify_one();
             std::future::pending::<()>().await;
         }
         if let Some((status, body)) = self.instead.lock().unwrap().clone() {
@@ -675,7 +680,7 @@ async fn moderation() {
         (key.clone(), json!({"input": ["nice"], "model": "m"})),
         (key, json!({"input": ["stop", "You said: nice"], "model": "m"})),
     ];
-    let sorted = |mut asked: Vec<(Option<String>, Value)>| {
+    let sorted = |mut asked: Vec<Asked>| {
         for (_, body) in &mut asked {
             body["input"].as_array_mut().unwrap().sort_by_key(ToString::to_string);
         }
@@ -778,12 +783,7 @@ async fn a_client_that_goes_while_it_is_judged() {
     let rest = moderated(address, "request").replace("deadline_ms = 300", "deadline_ms = 60_000");
     let front = Front::start(&[("chat", "")], &rest).await;
     let connection = send(front.address, &with_length(CHAT, says("chat", "nice").to_string())).await;
-    within("the endpoint to be asked", async {
-        while endpoint.calls() == 0 {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
+    within("the endpoint to be asked", endpoint.hanging.notified()).await;
     drop(connection);
     assert_eq!(front.mock.calls(), 0);
     // It would wait for what is left of it, and cut it.
