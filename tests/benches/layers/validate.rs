@@ -205,7 +205,7 @@ fn long(plan: Plan) -> Plan {
 /// What people write, about 8 KiB of it.
 fn conversation(format: &Value) -> Bytes {
     let message = |n: u32| {
-        let role = if n % 2 == 0 { "user" } else { "assistant" };
+        let role = if n.is_multiple_of(2) { "user" } else { "assistant" };
         let content = format!(
             "In step {n} we look at \"the usual\" ways of doing it: at 9:30 the train leaves,\nthe price is about {n}0 @ a \
              piece, and nobody minds the weather."

@@ -140,9 +140,10 @@ impl<Req> Validator<Req, Bodies> {
 
     /// Guards event streams while they run: what events add to each text is put together and looked at.
     ///
-    /// Texts are the strings in each `delta` of an event's JSON, and each `text` of a choice; those of different choices
-    /// and members are apart. Data that is not JSON is a text of its own. The window counts bytes of text, and passes whole
-    /// events.
+    /// Texts are the strings of an event's JSON, but for what servers say of an event (`id`, `object`, `model`, `type`,
+    /// `role`, `finish_reason` and the like, and `logprobs`, which repeat the text) outside of a `delta`; those of different
+    /// choices and members are apart. Data that is not JSON is a text of its own. Names of members, comments and other
+    /// fields of the stream are not looked at. The window counts bytes of text, and passes whole events.
     ///
     /// # Panics
     ///
