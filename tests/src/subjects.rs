@@ -36,5 +36,6 @@ pub fn subjects() -> Vec<Arc<dyn Subject>> {
         Arc::new(validate::Heads),
         Arc::new(validate::Guarding),
         Arc::new(validate::Asking),
+        Arc::new(validate::Gathering),
     ]
 }

@@ -3,6 +3,7 @@ mod checked;
 mod checking;
 #[cfg(feature = "json")]
 mod events;
+mod gather;
 mod header;
 mod message;
 mod pattern;
@@ -14,6 +15,7 @@ mod window;
 pub use bodies::Bodies;
 pub use checked::Checked;
 pub use checking::Checking;
+pub use gather::{Gather, GatherLayer, Gathered, Gathering};
 pub(crate) use header::set as set_header;
 #[cfg(feature = "json")]
 pub(crate) use message::uncheckable;

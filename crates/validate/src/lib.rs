@@ -24,8 +24,8 @@ pub use answers::{Answers, Asked, Judging, Unchecked, Values};
 pub use future::{ResponseFuture, Waiting};
 #[cfg(feature = "http")]
 pub use http::{
-    Bodies, Checked, Checking, InvalidPattern, Message, Pattern, Pii, Terms, Window, content_type, max_bytes,
-    tail, text, well_formed,
+    Bodies, Checked, Checking, Gather, GatherLayer, Gathered, Gathering, InvalidPattern, Message, Pattern,
+    Pii, Terms, Window, content_type, max_bytes, tail, text, well_formed,
 };
 #[cfg(feature = "service")]
 pub use inquiry::Inquiry;

@@ -242,6 +242,18 @@ async fn other_shapes_of_events_are_looked_at() {
                 format!("data: {call}\n\n")
             })
             .concat(),
+        // Not in a `delta`, and not in the first choice.
+        r#"data: {"choices":[{"index":1,"message":{"content":[{"type":"text","text":"SECRET"}]}}]}"#
+            .to_owned()
+            + "\n\n",
+        r#"data: {"choices":[{"delta":{"refusal":"SEC"}}]}"#.to_owned()
+            + "\r\n\r\n: hm\r\nid: 7\r\n"
+            + r#"data: {"choices":[{"delta":"#
+            + "\r\ndata: "
+            + r#"{"refusal":"RET"}}]}"#
+            + "\r\n\r\n",
+        "event: error\ndata: {\"error\":{\"message\":\"SECRET\"}}\n\n".to_owned(),
+        "data: [{\"price\":\"SEC\"}]\n\ndata: [{\"price\":\"RET\"}]\n\n".to_owned(),
         // Cut off within an event, which some read all the same.
         delta(0, "SEC") + delta(0, "RET").trim_end(),
         // Escaped, and broken.

@@ -2,15 +2,19 @@
 
 use std::time::Duration;
 
+use axum::body::Body;
 use bartizan_core::BoxError;
-use bartizan_validate::{Inquiry, Level, Pattern, Rules, Severity, Validator, Window, must};
-use tower::service_fn;
+use bartizan_validate::{
+    GatherLayer, Gathered, Inquiry, Level, Pattern, Rules, Severity, Validator, Window, must, text,
+};
+use http::Request;
+use tower::{Layer, ServiceExt, layer::layer_fn, service_fn};
 
 use crate::{
     Subject,
     controlled::Then,
     subject::{Dress, Impossible, Panicking, Readiness, Refusal, Timing},
-    wire::{Handle, Req, Res},
+    wire::{Handle, Req, Res, Wire},
 };
 
 fn with(name: &'static str) -> Dress {
@@ -173,14 +177,13 @@ impl Subject for Guarding {
 pub(super) struct Asking;
 
 impl Asking {
-    /// A service that says no, hangs or panics as headers say, and does not answer at once.
+    /// A service that says no, hangs or panics as headers say.
     fn handle(level: Level) -> Handle {
         let service = service_fn(|(bad, hangs, panics): (bool, bool, bool)| async move {
             assert!(!panics, "the service panics");
             if hangs {
                 std::future::pending::<()>().await;
             }
-            tokio::task::yield_now().await;
             Ok::<_, BoxError>(bad)
         });
         let question = |request: &Req| {
@@ -260,5 +263,69 @@ impl Subject for Asking {
             "shared-state" | "served" => Some("no call changes what another one meets: it only counts"),
             _ => None,
         }
+    }
+}
+
+/// Bodies that are read before rules look at them.
+#[derive(Debug)]
+pub(super) struct Gathering;
+
+impl Gathering {
+    fn handle() -> Handle {
+        let deny = Pattern::deny("SECRET").expect("it is a pattern");
+        let validator = Validator::http(Rules::new().error("deny", text(deny)));
+        Handle::new(move || {
+            let layer = validator.layer(Level::Moderate);
+            layer_fn(move |inner: Wire| {
+                let inner = inner.map_request(|request: Request<Gathered>| request.map(Body::new));
+                GatherLayer::new(64).layer(layer.layer(inner))
+            })
+        })
+    }
+}
+
+impl Subject for Gathering {
+    fn name(&self) -> String {
+        "validate-gathering".to_owned()
+    }
+
+    fn open(&self) -> Handle {
+        Self::handle()
+    }
+
+    fn readiness(&self) -> Readiness {
+        Readiness::AtOnce
+    }
+
+    fn refusals(&self) -> Vec<Refusal> {
+        let with_body = |body: fn() -> Body| Dress::new(move |_, request| request.map(|_| body()));
+        let refusal = |what, body: fn() -> Body| Refusal {
+            request: with_body(body),
+            readiness: Readiness::AtOnce,
+            ..refusal(what, Self::handle(), "x")
+        };
+        vec![
+            refusal("a rule", || Body::from("a SECRET")),
+            refusal("a body that is too long", || Body::from(vec![b'x'; 65])),
+            refusal("a body that breaks off", || {
+                let frames = ["a", "b"].map(|data| if data == "a" { Ok(data) } else { Err("it breaks off") });
+                Body::from_stream(futures_util::stream::iter(frames))
+            }),
+        ]
+    }
+
+    fn impossible(&self) -> Vec<Impossible> {
+        impossible()
+    }
+
+    fn panicking(&self) -> Vec<Panicking> {
+        let body =
+            || Body::new(http_body_util::BodyExt::map_frame(Body::from("x"), |_| panic!("the body panics")));
+        let request = Dress::new(move |_, request| request.map(|_| body()));
+        vec![Panicking { what: "what the body is made of", handle: Self::handle(), request }]
+    }
+
+    fn exempt(&self, law: &str) -> Option<&'static str> {
+        exempt(law)
     }
 }

@@ -2,17 +2,14 @@ use std::{fmt, sync::Arc};
 
 use bartizan_core::BoxError;
 use bytes::Bytes;
-use http::{
-    Request, Response, StatusCode,
-    header::{CONTENT_LENGTH, CONTENT_TYPE},
-};
+use http::{Request, Response, StatusCode, header::CONTENT_TYPE};
 use http_body::Body;
 
 use super::{
     checked::Checked,
     checking::Checking,
     header,
-    message::{media_type, uncheckable},
+    message::{declared, media_type, uncheckable},
     window::{Judge, Raw, Window},
 };
 use crate::{
@@ -143,9 +140,10 @@ impl<Req> Validator<Req, Bodies> {
 
     /// Guards event streams while they run: what events add to each text is put together and looked at.
     ///
-    /// Texts are the strings in each `delta` of an event's JSON, and each `text` of a choice; those of different choices
-    /// and members are apart. Data that is not JSON is a text of its own. The window counts bytes of text, and passes whole
-    /// events.
+    /// Texts are the strings of an event's JSON, but for what servers say of an event (`id`, `object`, `model`, `type`,
+    /// `role`, `finish_reason` and the like, and `logprobs`, which repeat the text) outside of a `delta`; those of different
+    /// choices and members are apart. Data that is not JSON is a text of its own. Names of members, comments and other
+    /// fields of the stream are not looked at. The window counts bytes of text, and passes whole events.
     ///
     /// # Panics
     ///
@@ -299,7 +297,11 @@ impl Settings {
             (None, Some(window), None) => return Way::Guard(window),
             (None, None, None) => return Way::Pass,
         };
-        if declared(response) > most as u64 { Way::Refuse(TOO_LONG) } else { Way::Read(most) }
+        if declared(response.headers(), response.body()) > most as u64 {
+            Way::Refuse(TOO_LONG)
+        } else {
+            Way::Read(most)
+        }
     }
 
     pub(super) fn refuse(&self, message: &'static str) -> BoxError {
@@ -358,12 +360,6 @@ impl Settings {
 
 pub(super) const TOO_LONG: &str = "the body is longer than may be read to check it";
 pub(super) const NOT_UTF8: &str = "text that is not UTF-8 cannot be checked";
-
-/// How many bytes there will be at least, as far as anybody said.
-fn declared<B: Body>(response: &Response<B>) -> u64 {
-    let length = response.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-    response.body().size_hint().lower().max(length.unwrap_or(0))
-}
 
 impl<B> Answers<Response<B>> for Bodies
 where

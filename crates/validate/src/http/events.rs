@@ -181,17 +181,35 @@ fn add(texts: &mut Vec<Text>, fresh: &mut usize, key: &str, text: &str) -> bool 
     true
 }
 
-/// The strings of an event that add to a text. False once `add` says so.
+/// What servers say of an event and not in it, unless it is in a `delta`: no text.
+const NO_TEXT: [&str; 12] = [
+    "id",
+    "object",
+    "model",
+    "type",
+    "role",
+    "finish_reason",
+    "stop_reason",
+    "system_fingerprint",
+    "service_tier",
+    "item_id",
+    "response_id",
+    "logprobs",
+];
+
+/// The strings of an event, each of which adds to a text. False once `add` says so.
 fn gather(value: &Value, key: &mut String, inside: bool, add: &mut impl FnMut(&str, &str) -> bool) -> bool {
     let length = key.len();
     match value {
-        Value::String(text) if inside => add(key, text),
+        Value::String(text) => add(key, text),
         Value::Object(members) => members.iter().all(|(name, member)| {
+            if !inside && NO_TEXT.contains(&name.as_str()) {
+                return true;
+            }
             key.truncate(length);
             key.push('/');
             key.push_str(name);
-            let inside = inside || name == "delta" || name == "text";
-            gather(member, key, inside, add)
+            gather(member, key, inside || name == "delta", add)
         }),
         Value::Array(items) => items.iter().enumerate().all(|(place, item)| {
             key.truncate(length);

@@ -1,7 +1,8 @@
 use http::{
     HeaderMap, HeaderValue, Request, Response,
-    header::{CONTENT_ENCODING, CONTENT_TYPE},
+    header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE},
 };
+use http_body::Body;
 
 use super::scan::scan;
 use crate::{Found, Rule};
@@ -58,6 +59,12 @@ fn is_utf8(content_type: &HeaderValue) -> bool {
     })
 }
 
+/// How many bytes a body has at least, as far as anybody said.
+pub(super) fn declared<B: Body>(headers: &HeaderMap, body: &B) -> u64 {
+    let length = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    body.size_hint().lower().max(length.unwrap_or(0))
+}
+
 /// The content type without its parameters; empty if there is none, or more than one.
 pub(super) fn media_type(headers: &HeaderMap) -> &str {
     let mut values = headers.get_all(CONTENT_TYPE).iter();
@@ -67,8 +74,8 @@ pub(super) fn media_type(headers: &HeaderMap) -> &str {
 
 /// A rule: the body has at most this many bytes.
 ///
-/// The layer sees a body that is there already. What bounds how much is read is the server, or
-/// [`Validator::whole`](crate::Validator::whole) for responses.
+/// The layer sees a body that is there already. What bounds how much is read is [`GatherLayer`](crate::GatherLayer) or the
+/// server, and [`Validator::whole`](crate::Validator::whole) for responses.
 pub const fn max_bytes<M: Message>(max: usize) -> impl Rule<M> + Copy + Send + Sync + 'static {
     move |message: &M, found: &mut Found<'_>| {
         if message.body().len() > max {
