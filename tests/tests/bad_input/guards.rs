@@ -142,16 +142,20 @@ async fn levels_and_severities() {
             }
         }
     }
+    // Of two that are broken only one refuses, and only that one is said to.
+    front.ask(&says("moderate", "w0rd and err0r")).await.assert_error(422, REFUSED, POLICY, "rule \"warn\"");
+    let warn = front.told("validation_rules", "warn").await;
+    assert_eq!((&warn["refused_requests"], &warn["reported_requests"]), (&json!(2), &json!(7)));
     let moderate = front.told("validation", "moderate").await;
     let expected = json!({
-        "name": "moderate", "checked_requests": 6, "refused_requests": 4, "reported_requests": 2,
+        "name": "moderate", "checked_requests": 7, "refused_requests": 5, "reported_requests": 2,
         "checked_answers": 2, "refused_answers": 0, "reported_answers": 0,
     });
     assert_eq!(moderate, expected);
     let rule = front.told("validation_rules", "error").await;
-    assert_eq!((&rule["refused_requests"], &rule["reported_requests"]), (&json!(4), &json!(4)));
+    assert_eq!((&rule["refused_requests"], &rule["reported_requests"]), (&json!(5), &json!(4)));
     let metrics = front.get("/metrics").await;
-    let line = "gateway_validation_rule_refused_requests_total{rule=\"error\"} 4";
+    let line = "gateway_validation_rule_refused_requests_total{rule=\"error\"} 5";
     assert!(metrics.lines().any(|it| it == line), "{metrics}");
     assert!(!metrics.contains("gateway_validation_checked_requests_total{model=\"off\"}"), "{metrics}");
     front.stop().await;
