@@ -87,10 +87,9 @@ impl Batch {
     pub fn shutdown(&self) {
         let mut queues = lock(&self.handle.queues);
         queues.closed = true;
-        let controls = std::mem::take(&mut queues.controls);
+        let controls = queues.controls.clone();
         drop(queues);
         controls.iter().filter_map(Weak::upgrade).for_each(|control| control.close());
-        lock(&self.handle.queues).controls.extend(controls);
     }
 
     /// What has been done, and what is under way now.

@@ -6,7 +6,7 @@ use std::{
 
 use crate::{
     error::Failure,
-    queue::Crew,
+    queue::{Crew, Place},
     shared::Shared,
     sync::{Mutex, lock},
 };
@@ -15,14 +15,26 @@ use crate::{
 pub(crate) struct Flight<Req, T, E, K> {
     /// Of the queue, which the members leave if they do before the batch goes.
     pub(crate) shared: Arc<Shared<Req, T, E, K>>,
-    seats: Mutex<Vec<Seat<T, E>>>,
+    /// Where it gathers.
+    pub(crate) place: Place,
+    cabin: Mutex<Cabin<T, E>>,
+}
+
+struct Cabin<T, E> {
+    seats: Vec<Seat<T, E>>,
+    /// Whom the first waits for who waited. One task often waits for all: it is known once then.
+    first: Option<Waker>,
+    /// What all get who have no result.
+    failure: Option<Failure>,
 }
 
 enum Seat<T, E> {
     /// Nobody has asked yet.
     Empty,
+    /// The task that waits is the flight's `first`.
+    First,
     Waiting(Waker),
-    Done(Outcome<T, E>),
+    Done(Result<T, E>),
     /// Its result was taken, or nobody wants it.
     Left,
 }
@@ -35,77 +47,117 @@ pub(crate) enum Outcome<T, E> {
 
 impl<Req, T, E, K> Flight<Req, T, E, K> {
     /// For about so many members.
-    pub(crate) fn new(shared: Arc<Shared<Req, T, E, K>>, members: usize) -> Self {
-        Self { shared, seats: Mutex::new(Vec::with_capacity(members)) }
+    pub(crate) fn new(shared: Arc<Shared<Req, T, E, K>>, place: Place, members: usize) -> Self {
+        let cabin = Cabin { seats: Vec::with_capacity(members), first: None, failure: None };
+        Self { shared, place, cabin: Mutex::new(cabin) }
     }
 
+    #[inline]
     pub(crate) fn poll(&self, seat: usize, cx: &mut Context<'_>) -> Poll<Outcome<T, E>> {
-        let mut seats = lock(&self.seats);
-        let seat = at(&mut seats, seat);
-        let waker = match seat {
-            Seat::Waiting(known) if known.will_wake(cx.waker()) => return Poll::Pending,
-            Seat::Empty | Seat::Waiting(_) => Seat::Waiting(cx.waker().clone()),
-            Seat::Done(_) | Seat::Left => Seat::Left,
-        };
-        let was = mem::replace(seat, waker);
-        drop(seats);
-        match was {
-            Seat::Done(outcome) => Poll::Ready(outcome),
-            Seat::Left => panic!("polled after completion"),
-            Seat::Empty | Seat::Waiting(_) => Poll::Pending,
+        let mut cabin = lock(&self.cabin);
+        if let Some(failure) = &cabin.failure {
+            return Poll::Ready(Outcome::Failed(failure.clone()));
         }
+        let Cabin { seats, first, .. } = &mut *cabin;
+        let seat = at(seats, seat);
+        if let Seat::Done(_) = seat {
+            let Seat::Done(result) = mem::replace(seat, Seat::Left) else { unreachable!("it is done") };
+            return Poll::Ready(Outcome::Result(result));
+        }
+        let was = seat.wait(first, cx.waker());
+        drop(cabin);
+        drop(was);
+        Poll::Pending
     }
 
     /// Its member is gone.
     pub(crate) fn leave(&self, seat: usize) {
-        let mut seats = lock(&self.seats);
-        let was = mem::replace(at(&mut seats, seat), Seat::Left);
-        drop(seats);
+        let mut cabin = lock(&self.cabin);
+        let was = mem::replace(at(&mut cabin.seats, seat), Seat::Left);
+        drop(cabin);
         drop(was);
     }
 
-    /// Gives each of `crew` its outcome, and wakes it. `woken` is an empty buffer.
-    pub(crate) fn land<F>(
-        &self,
-        crew: &Crew<F>,
-        outcomes: impl Iterator<Item = Outcome<T, E>>,
-        woken: &mut Vec<Waker>,
-    ) {
+    /// Gives each of `crew` its result, and wakes it. `woken` is an empty buffer.
+    pub(crate) fn land<F>(&self, crew: &Crew<F>, results: Vec<Result<T, E>>, woken: &mut Vec<Waker>) {
         let mut unwanted = Vec::new();
-        let mut seats = lock(&self.seats);
+        let mut cabin = lock(&self.cabin);
+        let Cabin { seats, first, .. } = &mut *cabin;
         if seats.len() < crew.seats() {
             seats.resize_with(crew.seats(), || Seat::Empty);
         }
-        for (seat, outcome) in crew.taken().zip(outcomes) {
+        for (seat, result) in crew.taken().zip(results) {
             match &mut seats[seat] {
-                Seat::Left => unwanted.push(outcome),
-                seat => {
-                    // Who waits for many is woken once.
-                    if let Seat::Waiting(waker) = mem::replace(seat, Seat::Done(outcome))
-                        && !woken.last().is_some_and(|last: &Waker| last.will_wake(&waker))
-                    {
-                        woken.push(waker);
-                    }
-                }
+                Seat::Left => unwanted.push(result),
+                seat => mem::replace(seat, Seat::Done(result)).wake_later(first, woken),
             }
         }
-        drop(seats);
+        let first = first.take();
+        drop(cabin);
         woken.drain(..).for_each(Waker::wake);
-        drop(unwanted);
+        drop((first, unwanted));
+    }
+
+    /// Tells all members the same.
+    pub(crate) fn fail(&self, failure: Failure, woken: &mut Vec<Waker>) {
+        let mut cabin = lock(&self.cabin);
+        let Cabin { seats, first, failure: told } = &mut *cabin;
+        *told = Some(failure);
+        seats.drain(..).for_each(|seat| seat.wake_later(first, woken));
+        let first = first.take();
+        drop(cabin);
+        woken.drain(..).for_each(Waker::wake);
+        drop(first);
     }
 }
 
-/// The seats are made when somebody asks for the last of them.
+impl<T, E> Seat<T, E> {
+    /// Has `waker` woken, which may be the one that is known already. What was here before.
+    fn wait(&mut self, first: &mut Option<Waker>, waker: &Waker) -> Self {
+        let known = match self {
+            Self::First => first.as_ref(),
+            Self::Waiting(known) => Some(&*known),
+            _ => None,
+        };
+        if known.is_some_and(|known| known.will_wake(waker)) {
+            return Self::Empty;
+        }
+        let by_first = first.get_or_insert_with(|| waker.clone()).will_wake(waker);
+        mem::replace(self, if by_first { Self::First } else { Self::Waiting(waker.clone()) })
+    }
+
+    /// Adds who waits here to `woken`. Who waits for many is woken once.
+    #[inline]
+    fn wake_later(self, first: &mut Option<Waker>, woken: &mut Vec<Waker>) {
+        match self {
+            Self::First => woken.extend(first.take()),
+            Self::Waiting(waker) => {
+                if !woken.last().is_some_and(|last| last.will_wake(&waker)) {
+                    woken.push(waker);
+                }
+            }
+            Self::Empty | Self::Done(_) | Self::Left => {}
+        }
+    }
+}
+
+/// The seats are made when they are asked for.
 #[inline]
 fn at<T, E>(seats: &mut Vec<Seat<T, E>>, seat: usize) -> &mut Seat<T, E> {
     if seats.len() <= seat {
-        seats.resize_with(seat + 1, || Seat::Empty);
+        grow(seats, seat);
     }
     &mut seats[seat]
 }
 
+#[cold]
+fn grow<T, E>(seats: &mut Vec<Seat<T, E>>, seat: usize) {
+    let as_many = (2 * seat).min(seats.capacity()).max(seat + 1);
+    seats.resize_with(as_many, || Seat::Empty);
+}
+
 impl<Req, T, E, K> fmt::Debug for Flight<Req, T, E, K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Flight").field("seats", &lock(&self.seats).len()).finish_non_exhaustive()
+        f.debug_struct("Flight").field("place", &self.place).finish_non_exhaustive()
     }
 }

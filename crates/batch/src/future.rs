@@ -7,7 +7,7 @@ use std::{
 
 use bartizan_core::BoxError;
 
-use crate::{error::Failure, flight::Outcome, queue::Place, shared::FlightOf};
+use crate::{error::Failure, flight::Outcome, shared::FlightOf};
 
 /// The response future of [`Batched`](crate::Batched).
 ///
@@ -41,7 +41,7 @@ where
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let outcome = match &self.state {
-            State::Waiting(member) => ready!(member.flight.poll(member.place.seat, cx)),
+            State::Waiting(member) => ready!(member.flight.poll(member.seat, cx)),
             State::Refused => Outcome::Failed(Failure::Closed),
             State::Over => panic!("polled after completion"),
         };
@@ -55,10 +55,10 @@ where
 
 impl<Req, T, E, K: Eq + Hash + Clone> Drop for ResponseFuture<Req, T, E, K> {
     fn drop(&mut self) {
-        if let State::Waiting(Member { flight, place }) = &self.state
-            && !flight.shared.leave(*place)
+        if let State::Waiting(Member { flight, seat, weight }) = &self.state
+            && !flight.shared.leave(flight.place, *seat, *weight)
         {
-            flight.leave(place.seat);
+            flight.leave(*seat);
         }
     }
 }
@@ -66,7 +66,8 @@ impl<Req, T, E, K: Eq + Hash + Clone> Drop for ResponseFuture<Req, T, E, K> {
 /// A call that is in a batch.
 pub(crate) struct Member<Req, T, E, K> {
     pub(crate) flight: FlightOf<Req, T, E, K>,
-    pub(crate) place: Place,
+    pub(crate) seat: usize,
+    pub(crate) weight: u64,
 }
 
 impl<Req, T, E, K: Eq + Hash + Clone> fmt::Debug for ResponseFuture<Req, T, E, K> {

@@ -63,7 +63,8 @@ impl Settings {
     }
 
     /// How many items may wait for their batch to go, from 1 on; by default 16 batches' worth and at least 1,024. When so
-    /// many do, services are not ready. A service that is ready has a place already.
+    /// many do, services are not ready. A service that is ready has a place already. With fewer places than
+    /// [`max_size`](Self::max_size) a batch never fills, and each waits for its linger to pass.
     #[must_use]
     pub const fn max_pending(mut self, items: usize) -> Self {
         self.max_pending = items;

@@ -52,30 +52,35 @@ impl<Req, T, E, K: Eq + Hash + Clone> Shared<Req, T, E, K> {
             drop(item);
             return None;
         }
-        let joined =
-            queue.join(key, weight, item, now, |members| Arc::new(Flight::new(self.clone(), members)));
+        let flight = |place, members| Arc::new(Flight::new(self.clone(), place, members));
+        let joined = queue.join(key, weight, item, now, flight);
         self.control.waiting.store(queue.waiting(), Relaxed);
         drop(queue);
         if joined.hurry {
             self.control.ring();
         }
-        Some(Member { flight: joined.flight, place: joined.place })
+        Some(Member { flight: joined.flight, seat: joined.seat, weight })
     }
 
     /// Takes an item out, if its batch has not gone, and says whether.
-    pub(crate) fn leave(&self, place: Place) -> bool {
+    pub(crate) fn leave(&self, place: Place, seat: usize, weight: u64) -> bool {
         let mut queue = lock(&self.queue);
-        let item = queue.leave(place);
-        self.control.waiting.store(queue.waiting(), Relaxed);
+        let item = queue.leave(place, seat, weight);
+        let waiting = queue.waiting();
+        self.control.waiting.store(waiting, Relaxed);
         drop(queue);
-        self.control.places.add_permits(usize::from(item.is_some()));
-        item.is_some()
+        if item.is_none() {
+            return false;
+        }
+        self.control.places.add_permits(1);
+        if waiting == 0 {
+            // What the worker waits for, to send it, is of no use any more; and it may have been the last one ever.
+            self.control.ring();
+        }
+        true
     }
 
-    pub(crate) fn is_due(&self, now: Instant) -> bool {
-        lock(&self.queue).is_due(now)
-    }
-
+    /// When to look again, as of now.
     pub(crate) fn next(&self) -> Option<Next> {
         lock(&self.queue).next()
     }

@@ -1,5 +1,5 @@
 use std::{
-    sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -37,43 +37,31 @@ impl Stats {
     }
 }
 
-/// What is counted, once a batch.
+/// What is counted, twice a batch: when it goes, and when it is answered.
 #[derive(Debug, Default)]
-pub(crate) struct Totals {
-    in_flight: AtomicUsize,
-    batches: AtomicU64,
-    items: AtomicU64,
-    failed: AtomicU64,
-    waited: AtomicU64,
-    longest: AtomicU64,
-}
+pub(crate) struct Totals(Mutex<Stats>);
 
 impl Totals {
     pub(crate) fn departed(&self, items: usize, waited: Duration) {
-        let nanos = u64::try_from(waited.as_nanos()).unwrap_or(u64::MAX);
-        self.in_flight.fetch_add(1, Relaxed);
-        self.batches.fetch_add(1, Relaxed);
-        self.items.fetch_add(items as u64, Relaxed);
-        self.waited.fetch_add(nanos, Relaxed);
-        self.longest.fetch_max(nanos, Relaxed);
+        let mut stats = self.lock();
+        stats.in_flight += 1;
+        stats.batches += 1;
+        stats.items += items as u64;
+        stats.waited = stats.waited.saturating_add(waited);
+        stats.longest_wait = stats.longest_wait.max(waited);
     }
 
     pub(crate) fn landed(&self, failed: bool) {
-        self.in_flight.fetch_sub(1, Relaxed);
-        if failed {
-            self.failed.fetch_add(1, Relaxed);
-        }
+        let mut stats = self.lock();
+        stats.in_flight -= 1;
+        stats.failed += u64::from(failed);
     }
 
     pub(crate) fn stats(&self, waiting: usize) -> Stats {
-        Stats {
-            waiting,
-            in_flight: self.in_flight.load(Relaxed),
-            batches: self.batches.load(Relaxed),
-            items: self.items.load(Relaxed),
-            failed: self.failed.load(Relaxed),
-            waited: Duration::from_nanos(self.waited.load(Relaxed)),
-            longest_wait: Duration::from_nanos(self.longest.load(Relaxed)),
-        }
+        Stats { waiting, ..*self.lock() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Stats> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -17,7 +17,6 @@ use crate::{
     aboard::Aboard,
     clock::{self, after},
     error::{BatchFailed, Failure, WrongCount},
-    flight::Outcome,
     queue::{Departure, Next},
     seats::{Panicked, Seats},
     shared::Shared,
@@ -100,23 +99,16 @@ where
                 this.land(aboard, result);
             }
             while let Some(aboard) = this.seats.expire(now) {
-                aboard.fail(&Failure::Deadline, &mut this.woken);
+                aboard.fail(Failure::Deadline, &mut this.woken);
             }
             let closed = this.shared.control.is_closed();
             if closed {
                 this.shared.close();
             }
-            this.send(now, cx);
+            let due = this.send(now, cx);
             if closed && this.shared.is_empty() && this.seats.is_empty() {
                 return Poll::Ready(());
             }
-            // What is due already waits for room, or for the inner service.
-            let waits = this.asked == Asked::No && this.seats.has_room();
-            let due = match if waits { this.shared.next() } else { None } {
-                Some(Next::Now) => continue,
-                Some(Next::At(at)) => Some(at),
-                None => None,
-            };
             let next = due.into_iter().chain(this.seats.next_deadline()).min();
             if this.sleep(next, cx).is_pending() {
                 return Poll::Pending;
@@ -131,20 +123,30 @@ where
     S::Error: Into<BoxError>,
     K: Eq + Hash + Clone,
 {
-    /// Sends what is due, as far as there is room and the inner service is ready.
-    fn send(&mut self, now: Instant, cx: &mut Context<'_>) {
-        while self.seats.has_room() && self.shared.is_due(now) {
+    /// Sends what is due, as far as there is room and the inner service is ready. When the next will be due, if that is
+    /// what it waits for.
+    fn send(&mut self, now: Instant, cx: &mut Context<'_>) -> Option<Instant> {
+        let mut next = self.shared.next();
+        while let Some(due) = next
+            && self.seats.has_room()
+        {
+            if !due.is_due(now) {
+                break;
+            }
             let ready = catch_unwind(AssertUnwindSafe(|| self.inner.poll_ready(cx)));
             if let Ok(Poll::Pending) = ready {
                 self.asked = Asked::Pending;
-                return;
+                return None;
             }
             self.asked = Asked::Answered;
-            // Whoever was due may have left since.
-            let Some(departure) = self.shared.take(now) else { break };
-            let waited = now.saturating_duration_since(departure.opened);
-            let Departure { items, crew, .. } = departure;
-            let aboard = Aboard::new(crew, self.shared.totals.clone(), waited);
+            let Some(departure) = self.shared.take(now) else {
+                // Whoever was due has left since.
+                next = self.shared.next();
+                continue;
+            };
+            let Departure { items, crew, opened, next: then } = departure;
+            next = then;
+            let aboard = Aboard::new(crew, now.saturating_duration_since(opened));
             let failure = match ready {
                 Ok(Poll::Ready(Ok(()))) => {
                     self.depart(items, aboard, now);
@@ -153,16 +155,21 @@ where
                 Ok(Poll::Ready(Err(error))) => service_failed(error),
                 _ => Failure::Panicked,
             };
+            drop_quietly(items);
             self.give_back();
-            aboard.fail(&failure, &mut self.woken);
+            aboard.fail(failure, &mut self.woken);
         }
         self.give_back();
+        match next {
+            Some(Next::At(at)) if self.seats.has_room() => Some(at),
+            _ => None,
+        }
     }
 
     fn depart(&mut self, items: Vec<Req>, aboard: Aboard<Req, T, E, K>, now: Instant) {
         let Ok(future) = catch_unwind(AssertUnwindSafe(|| self.inner.call(items))) else {
             self.give_back();
-            aboard.fail(&Failure::Panicked, &mut self.woken);
+            aboard.fail(Failure::Panicked, &mut self.woken);
             return;
         };
         self.asked = Asked::No;
@@ -185,20 +192,25 @@ where
         let woken = &mut self.woken;
         let _ = catch_unwind(AssertUnwindSafe(|| match result {
             Ok(Ok(results)) if results.len() == aboard.len() => {
-                aboard.land(results.into_iter().map(Outcome::Result), woken);
+                aboard.land(results, woken);
             }
             Ok(Ok(results)) => {
                 let count = WrongCount { items: aboard.len(), results: results.len() };
-                aboard.fail(&Failure::WrongCount(count), woken);
+                aboard.fail(Failure::WrongCount(count), woken);
             }
-            Ok(Err(error)) => aboard.fail(&service_failed(error), woken),
-            Err(Panicked) => aboard.fail(&Failure::Panicked, woken),
+            Ok(Err(error)) => aboard.fail(service_failed(error), woken),
+            Err(Panicked) => aboard.fail(Failure::Panicked, woken),
         }));
     }
 }
 
 /// What became of a batch.
 type Landed<T, E> = Result<Result<T, E>, Panicked>;
+
+/// An item may panic when it is dropped.
+fn drop_quietly<T>(items: Vec<T>) {
+    let _ = catch_unwind(AssertUnwindSafe(|| drop(items)));
+}
 
 fn service_failed(error: impl Into<BoxError>) -> Failure {
     Failure::Service(BatchFailed::new(error.into()))
@@ -212,13 +224,9 @@ where
     fn drop(&mut self) {
         self.shared.control.close();
         self.shared.close();
-        while let Some(Departure { crew, items, .. }) = self.shared.take(clock::now()) {
-            drop(items);
-            crew.flight.land(
-                &crew,
-                std::iter::repeat_with(|| Outcome::Failed(Failure::Closed)),
-                &mut self.woken,
-            );
+        while let Some(Departure { items, crew, .. }) = self.shared.take(clock::now()) {
+            crew.flight.fail(Failure::Closed, &mut self.woken);
+            drop_quietly(items);
         }
     }
 }

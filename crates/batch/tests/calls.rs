@@ -8,7 +8,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, Wake, Waker},
     time::Duration,
 };
 
@@ -289,7 +289,7 @@ async fn the_worker_is_polled_for_batches_and_not_for_items() {
     let mut worker = spawn(worker);
     assert!(worker.poll().is_pending());
     let mut join = || {
-        let cx = &mut Context::from_waker(std::task::Waker::noop());
+        let cx = &mut Context::from_waker(Waker::noop());
         assert!(service.poll_ready(cx).is_ready());
         let mut call = spawn(service.call(1));
         assert!(call.poll().is_pending());
@@ -309,6 +309,72 @@ async fn the_worker_is_polled_for_batches_and_not_for_items() {
     assert!(worker.poll().is_pending());
     assert!(!worker.is_woken());
     assert!(calls.iter_mut().all(|call| call.is_woken() && call.poll().is_ready()));
+}
+
+/// A task that counts how often it is woken.
+#[derive(Default)]
+struct Woken(AtomicUsize);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, SeqCst);
+    }
+}
+
+/// Who waits for many is woken once, who asks from elsewhere is woken there, and nobody else is.
+#[tokio::test(start_paused = true)]
+async fn the_task_that_asked_last_is_woken() {
+    for failing in [false, true] {
+        let doubler = Doubler::new(0);
+        let batch = Batch::new(Settings::max_size(6).max_concurrent(1));
+        let (service, worker) = batch.layer().pair(doubler.service());
+        let mut worker = spawn(worker);
+        let mut calls = Vec::new();
+        for n in 0..6 {
+            let n = if failing && n == 5 { FAIL } else { n };
+            calls.push(service.clone().ready().await.unwrap().call(n));
+        }
+        let tasks: [Arc<Woken>; 4] = std::array::from_fn(|_| Arc::default());
+        let mut ask = |call: usize, task: usize| {
+            let waker = Waker::from(tasks[task].clone());
+            std::pin::Pin::new(&mut calls[call]).poll(&mut Context::from_waker(&waker))
+        };
+        for (call, task) in [(0, 0), (1, 0), (2, 1), (3, 1), (4, 2), (0, 0), (2, 1)] {
+            assert!(ask(call, task).is_pending());
+        }
+        assert!(worker.poll().is_pending());
+        // On the way they go to other tasks. The fifth goes away from its task, and the sixth never asked.
+        for (call, task) in [(2, 3), (4, 3), (4, 0)] {
+            assert!(ask(call, task).is_pending());
+        }
+        doubler.permits.add_permits(1);
+        assert!(worker.poll().is_pending());
+        assert_eq!(tasks.each_ref().map(|task| task.0.load(SeqCst)), [1, 1, 0, 1]);
+        for call in 0..6 {
+            let Poll::Ready(result) = ask(call, 2) else { panic!("it is answered") };
+            assert_eq!(result.ok(), (!failing).then_some(2 * call as u32));
+        }
+        assert!(tasks.iter().all(|task| Arc::strong_count(task) == 1), "a task is kept");
+    }
+}
+
+/// Of a task that all have left, nobody is woken.
+#[tokio::test(start_paused = true)]
+async fn a_task_that_nobody_waits_in_is_not_woken() {
+    let doubler = Doubler::new(1);
+    let (service, worker) = Batch::new(Settings::max_size(3)).layer().pair(doubler.service());
+    let mut worker = spawn(worker);
+    let tasks: [Arc<Woken>; 2] = std::array::from_fn(|_| Arc::default());
+    let mut calls = Vec::new();
+    for task in &tasks {
+        let mut call = service.clone().ready().await.unwrap().call(1);
+        let waker = Waker::from(task.clone());
+        assert!(std::pin::Pin::new(&mut call).poll(&mut Context::from_waker(&waker)).is_pending());
+        calls.push(call);
+    }
+    drop(calls.remove(0));
+    assert!(worker.poll().is_pending());
+    assert_eq!(tasks.each_ref().map(|task| task.0.load(SeqCst)), [0, 1]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -499,6 +565,161 @@ async fn a_worker_that_is_dropped_leaves_nobody_waiting() {
     assert_eq!((stats.waiting, stats.in_flight, stats.batches, stats.failed), (0, 0, 1, 1));
 }
 
+/// The user's functions are asked before anything is taken, so a panic in one leaves the place with its service.
+#[tokio::test(start_paused = true)]
+async fn a_key_or_a_weight_that_panics_changes_nothing() {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    let moody = |n: &u32| if *n == PANIC { std::panic::resume_unwind(Box::new("no key")) } else { 1 };
+    let doubler = Doubler::new(100);
+    let batch = Batch::new(Settings::max_size(2).max_pending(1));
+    for by_key in [true, false] {
+        let layer = batch.layer();
+        let (mut service, worker) = if by_key {
+            layer.by(move |n| moody(n)).pair(doubler.service())
+        } else {
+            layer.by(|_| 1).max_weight(9, moody).pair(doubler.service())
+        };
+        let mut worker = spawn(worker);
+        for _ in 0..3 {
+            service.ready().await.unwrap();
+            assert!(catch_unwind(AssertUnwindSafe(|| service.call(PANIC))).is_err());
+            assert_eq!(batch.stats().waiting, 0);
+        }
+        let mut other = service.clone();
+        assert!(spawn(other.ready()).poll().is_pending(), "the only place is the first one's");
+        let mut call = spawn(service.call(1));
+        assert!(worker.poll().is_pending());
+        assert!(matches!(call.poll(), Poll::Ready(Ok(2))));
+        assert!(spawn(other.ready()).poll().is_ready());
+    }
+}
+
+/// Who is answered at the very moment at which time is up is answered.
+#[tokio::test(start_paused = true)]
+async fn an_answer_in_time_counts() {
+    for (took, in_time) in [(999, true), (1_000, true), (1_001, false)] {
+        let below = service_fn(move |items: Vec<u32>| async move {
+            sleep(took * MILLI).await;
+            Ok::<_, BoxError>(items.into_iter().map(Ok::<_, BoxError>).collect::<Vec<_>>())
+        });
+        let batch = Batch::new(Settings::max_size(2).linger(10 * MILLI).deadline(SECOND));
+        let service = batch.layer().layer(below);
+        let begin = Instant::now();
+        let result = service.clone().oneshot(1).await;
+        assert_eq!(result.is_ok(), in_time, "{took} ms");
+        assert_eq!(begin.elapsed(), 10 * MILLI + took.min(1_000) * MILLI);
+        assert_eq!(batch.stats().failed, u64::from(!in_time));
+    }
+}
+
+/// Whatever the worker waits for: when nobody wants anything any more it ends.
+#[tokio::test(start_paused = true)]
+async fn when_all_have_left_the_worker_ends_whatever_it_waits_for() {
+    let mood = Arc::new(Mutex::new(Mood::Busy(None)));
+    for shut_down in [true, false] {
+        let moody = Moody { doubler: Doubler::new(0), mood: mood.clone(), clones: Arc::default() };
+        let batch = Batch::new(Settings::max_size(1));
+        let (service, worker) = batch.layer().pair(moody);
+        let mut worker = spawn(worker);
+        let mut calls: Vec<_> = (0..2).map(|n| spawn(service.clone().oneshot(n))).collect();
+        assert!(calls.iter_mut().all(|call| call.poll().is_pending()));
+        assert!(worker.poll().is_pending());
+        if shut_down {
+            batch.shutdown();
+        }
+        drop(service);
+        assert!(worker.poll().is_pending());
+        drop(calls.pop());
+        assert!(!worker.is_woken());
+        drop(calls.pop());
+        assert!(worker.is_woken() && worker.poll().is_ready());
+    }
+}
+
+/// An executor looks at the statistics when it wakes the worker.
+#[tokio::test(start_paused = true)]
+async fn statistics_are_right_while_it_is_shut_down() {
+    struct Looks(Batch, Mutex<Vec<usize>>);
+
+    impl Wake for Looks {
+        fn wake(self: Arc<Self>) {
+            self.1.lock().unwrap().push(self.0.stats().waiting);
+        }
+    }
+
+    let batch = Batch::new(Settings::max_size(9).linger(SECOND));
+    let (mut service, worker) = batch.layer().pair(Doubler::new(0).service());
+    let _call = service.ready().await.unwrap().call(1);
+    let looks = Arc::new(Looks(batch.clone(), Mutex::default()));
+    let mut worker = pin!(worker);
+    let waker = Waker::from(looks.clone());
+    assert!(worker.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    batch.shutdown();
+    assert_eq!(*looks.1.lock().unwrap(), [1]);
+}
+
+/// An item that panics when it is dropped, once.
+#[derive(Clone, Debug, Default)]
+struct Bomb(Arc<AtomicUsize>);
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        if self.0.swap(0, SeqCst) > 0 {
+            std::panic::resume_unwind(Box::new("an item panics"));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn items_that_panic_when_they_are_dropped_harm_nobody() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let (service, worker) = Batch::new(Settings::max_size(2)).layer().pair(Broken { asked: asked.clone() });
+    let mut worker = spawn(worker);
+    for round in 1..3 {
+        let bomb = Bomb(Arc::new(AtomicUsize::new(1)));
+        let mut calls = [bomb.clone(), Bomb::default()].map(|item| spawn(service.clone().oneshot(item)));
+        std::mem::forget(bomb);
+        assert!(calls.iter_mut().all(|call| call.poll().is_pending()));
+        assert!(worker.poll().is_pending());
+        assert!(
+            calls
+                .iter_mut()
+                .all(|call| matches!(call.poll(), Poll::Ready(Err(error)) if error.is::<BatchFailed>()))
+        );
+        assert_eq!(asked.load(SeqCst), round);
+    }
+    // Two batches wait when the worker is dropped.
+    let items = [1, 0, 0].map(|n| Bomb(Arc::new(AtomicUsize::new(n))));
+    let mut calls = items.map(|item| spawn(service.clone().oneshot(item)));
+    assert!(calls.iter_mut().all(|call| call.poll().is_pending()));
+    drop(worker);
+    for mut call in calls {
+        assert!(matches!(call.poll(), Poll::Ready(Err(error)) if kind(&error) == RejectionKind::Closed));
+    }
+}
+
+/// It is never ready.
+#[derive(Clone)]
+struct Broken {
+    asked: Arc<AtomicUsize>,
+}
+
+impl Service<Vec<Bomb>> for Broken {
+    type Response = Vec<Result<(), BoxError>>;
+    type Error = BoxError;
+    type Future = std::future::Pending<Result<Self::Response, BoxError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.asked.fetch_add(1, SeqCst);
+        Poll::Ready(Err("it is broken".into()))
+    }
+
+    fn call(&mut self, _: Vec<Bomb>) -> Self::Future {
+        unreachable!("it is not ready")
+    }
+}
+
 /// What becomes ready late, or not, or panics when it is asked.
 #[derive(Clone)]
 struct Moody {
@@ -510,7 +731,7 @@ struct Moody {
 #[derive(Clone, Debug)]
 enum Mood {
     Ready,
-    Busy(Option<std::task::Waker>),
+    Busy(Option<Waker>),
     Broken,
     Panics,
 }

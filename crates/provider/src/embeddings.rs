@@ -25,7 +25,8 @@ pub use request::Embedding;
 /// It is what stands below a batch layer: a service of `Vec<Request<Bytes>>` that gives a result for each, in order, above
 /// a [`Provider`](crate::Provider), or whatever stands on one and takes single requests. A batch layer's key is
 /// [`Embedding::like`], since only requests that differ in nothing but their inputs can share a call, and its weight
-/// [`Embedding::inputs`], since APIs take so many (OpenAI's 2,048).
+/// [`Embedding::inputs`], since APIs take so many (OpenAI's 2,048). An `Embedding` in the extensions of a request spares
+/// reading it again, as long as its body is the one that was read.
 ///
 /// # Behaviour
 ///

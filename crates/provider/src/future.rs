@@ -8,7 +8,7 @@ use std::{
 use bartizan_core::BoxError;
 use bytes::Bytes;
 use http::{
-    HeaderName, HeaderValue, Response, StatusCode,
+    HeaderName, HeaderValue, Response, StatusCode, Version,
     header::{CONTENT_ENCODING, CONTENT_LANGUAGE, ETAG, LAST_MODIFIED},
     response::Parts,
 };
@@ -105,6 +105,8 @@ where
                         unreachable!("the state was looked at above")
                     };
                     let (mut head, body) = response.into_parts();
+                    // That is what the connection speaks, and the client has another one.
+                    head.version = Version::default();
                     if *this.head_only || head.status == StatusCode::NO_CONTENT {
                         clean_response(&mut head.headers);
                         return Poll::Ready(Ok(Response::from_parts(

@@ -109,6 +109,25 @@ async fn a_connection_is_used_again() {
     assert_eq!(upstream.transport.idle_connections(), 1);
 }
 
+/// A version is a connection's, and the client's connection is another one: a server that is handed an answer "in HTTP/1.0"
+/// would close its own after it, and could send no chunks.
+#[tokio::test]
+async fn the_version_of_an_upstream_is_its_own() {
+    for answer in [
+        "HTTP/1.0 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}",
+        "HTTP/1.0 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}",
+        "HTTP/1.0 200 OK\r\ncontent-type: text/event-stream\r\n\r\ndata: [DONE]\n\n",
+    ] {
+        let upstream = Upstream::new().await;
+        let call = upstream.call();
+        let mut io = upstream.accept().await;
+        request(&mut io).await;
+        say(&mut io, answer).await;
+        drop(io);
+        assert_eq!(call.await.unwrap().unwrap().version(), http::Version::HTTP_11, "{answer}");
+    }
+}
+
 #[tokio::test]
 async fn a_connection_that_its_server_closed_is_replaced() {
     let upstream = Upstream::new().await;

@@ -13,6 +13,10 @@ fn due<K, Req, F>(queue: &Queue<K, Req, F>) -> Option<Instant> {
     queue.line.first().map(|due| due.at)
 }
 
+fn is_due<K: Eq + Hash + Clone, Req, F: Clone>(queue: &Queue<K, Req, F>, now: Instant) -> bool {
+    queue.next().is_some_and(|next| next.is_due(now))
+}
+
 #[derive(Clone, Debug)]
 enum Op {
     Join {
@@ -111,6 +115,12 @@ impl Model {
         Some(self.batches.remove(at).items.into_iter().map(|(id, _)| id).collect())
     }
 
+    /// Whether the first that is due does not wait for time.
+    fn is_timeless(&self) -> bool {
+        let first = self.batches.iter().min_by_key(|it| self.due(it));
+        self.rules.linger.is_zero() || first.is_some_and(|it| it.full_since.is_some())
+    }
+
     fn waiting(&self) -> usize {
         self.batches.iter().map(|it| it.items.len()).sum()
     }
@@ -126,9 +136,9 @@ proptest! {
         max_weight in prop_oneof![Just(u64::MAX), 1..9_u64],
         linger in 0..4_u32,
     ) {
-        let rules = Rules { max_size, max_weight, linger: linger * MILLI };
+        let rules = Rules { max_size, max_weight, max_pending: 99, linger: linger * MILLI };
         let mut model = Model { rules, batches: Vec::new(), closed: false };
-        let mut queue: Queue<u8, usize, u8> = Queue::new(rules);
+        let mut queue: Queue<u8, usize, (u8, Place)> = Queue::new(rules);
         let mut places = Vec::new();
         let mut now = Instant::now();
         for op in ops {
@@ -136,27 +146,28 @@ proptest! {
             match op {
                 Op::Join { key, weight } => {
                     let item = places.len();
-                    let joined = queue.join(key, weight, item, || now, |_| key);
-                    prop_assert_eq!(joined.flight, key);
+                    let joined = queue.join(key, weight, item, || now, |place, _| (key, place));
+                    let (its, place) = joined.flight;
+                    prop_assert_eq!(its, key);
                     let earlier = due(&queue).is_some_and(|at| was.is_none_or(|was| at < was));
                     prop_assert!(joined.hurry || !earlier, "nobody is told that something is due earlier");
-                    places.push(joined.place);
+                    places.push((place, joined.seat, weight));
                     model.join(key, item, weight, now);
                 }
-                Op::Leave(index) => if let Some(place) = places.get(index) {
-                    let left = queue.leave(*place);
+                Op::Leave(index) => if let Some((place, seat, weight)) = places.get(index) {
+                    let left = queue.leave(*place, *seat, *weight);
                     prop_assert_eq!(left, model.leave(index).then_some(index));
                 }
                 Op::Pass(millis) => now += millis * MILLI,
                 Op::Take => {
-                    let is_due = queue.is_due(now);
+                    let is_due = is_due(&queue, now);
                     let went = queue.take(now);
                     prop_assert_eq!(is_due, went.is_some());
                     if let Some(went) = &went {
                         prop_assert!(!went.items.is_empty() && went.items.len() <= max_size);
                         prop_assert_eq!(went.crew.len(), went.items.len());
                         let seats: Vec<_> = went.crew.taken().collect();
-                        let expected: Vec<_> = went.items.iter().map(|item| places[*item].seat).collect();
+                        let expected: Vec<_> = went.items.iter().map(|item| places[*item].1).collect();
                         prop_assert_eq!(seats, expected);
                         prop_assert!(went.crew.taken().all(|seat| seat < went.crew.seats()));
                     }
@@ -171,8 +182,8 @@ proptest! {
             prop_assert_eq!(due(&queue), model.next_due());
             match queue.next() {
                 None => prop_assert_eq!(queue.waiting(), 0),
-                Some(Next::Now) => prop_assert!(queue.is_due(now)),
-                Some(Next::At(at)) => prop_assert_eq!(at <= now, queue.is_due(now)),
+                Some(Next::Now) => prop_assert!(model.closed || model.is_timeless()),
+                Some(Next::At(at)) => prop_assert_eq!(Some(at), model.next_due()),
             }
         }
         // What waits goes, and nothing is kept.
@@ -181,18 +192,22 @@ proptest! {
         while let Some(expected) = model.take(now) {
             prop_assert_eq!(queue.take(now).map(|it| it.items), Some(expected));
         }
-        prop_assert!(queue.take(now).is_none() && queue.line.is_empty() && queue.open.is_empty());
+        prop_assert!(queue.take(now).is_none() && queue.line.first().is_none() && queue.open.is_empty());
         prop_assert!(queue.batches.iter().all(Option::is_none));
         prop_assert_eq!(queue.free.len(), queue.batches.len());
     }
 }
 
-fn queue(max_size: usize, linger: u32) -> Queue<(), char, ()> {
-    Queue::new(Rules { max_size, max_weight: u64::MAX, linger: linger * MILLI })
+fn queue(max_size: usize, linger: u32) -> Queue<(), char, Place> {
+    Queue::new(Rules { max_size, max_weight: u64::MAX, max_pending: 99, linger: linger * MILLI })
 }
 
-fn join(queue: &mut Queue<(), char, ()>, item: char, now: Instant) -> Joined<()> {
-    queue.join((), 0, item, || now, |_| ())
+fn join(queue: &mut Queue<(), char, Place>, item: char, now: Instant) -> Joined<Place> {
+    queue.join((), 0, item, || now, |place, _| place)
+}
+
+fn leave(queue: &mut Queue<(), char, Place>, who: &Joined<Place>) -> Option<char> {
+    queue.leave(who.flight, who.seat, 0)
 }
 
 #[test]
@@ -210,22 +225,22 @@ fn later_items_do_not_move_the_time() {
 #[test]
 fn an_emptied_batch_never_goes_and_the_next_one_begins_anew() {
     let (mut queue, now) = (queue(2, 10), Instant::now());
-    let place = join(&mut queue, 'a', now).place;
-    assert_eq!(queue.leave(place), Some('a'));
-    assert_eq!((queue.leave(place), due(&queue), queue.waiting()), (None, None, 0));
+    let first = join(&mut queue, 'a', now);
+    assert_eq!(leave(&mut queue, &first), Some('a'));
+    assert_eq!((leave(&mut queue, &first), due(&queue), queue.waiting()), (None, None, 0));
     assert!(join(&mut queue, 'b', now + 5 * MILLI).hurry, "the worker sleeps without a timer");
     assert_eq!(due(&queue), Some(now + 15 * MILLI));
-    assert_eq!(queue.leave(place), None, "its batch is another one");
+    assert_eq!(leave(&mut queue, &first), None, "its batch is another one");
 }
 
 #[test]
 fn a_full_batch_that_loses_a_member_takes_another_one() {
     let (mut queue, now) = (queue(2, 10), Instant::now());
-    let place = join(&mut queue, 'a', now).place;
+    let first = join(&mut queue, 'a', now);
     join(&mut queue, 'b', now);
-    assert!(queue.is_due(now));
-    assert_eq!(queue.leave(place), Some('a'));
-    assert!(!queue.is_due(now));
+    assert!(is_due(&queue, now));
+    assert_eq!(leave(&mut queue, &first), Some('a'));
+    assert!(!is_due(&queue, now));
     join(&mut queue, 'c', now + MILLI);
     assert_eq!(queue.take(now + MILLI).map(|it| it.items), Some(vec!['b', 'c']));
 }
@@ -233,22 +248,108 @@ fn a_full_batch_that_loses_a_member_takes_another_one() {
 #[test]
 fn nobody_overtakes_who_came_before() {
     let (mut queue, now) = (queue(2, 10), Instant::now());
-    let place = join(&mut queue, 'a', now).place;
+    let first = join(&mut queue, 'a', now);
     for item in ['b', 'c', 'd'] {
         join(&mut queue, item, now);
     }
-    assert_eq!(queue.leave(place), Some('a'));
+    assert_eq!(leave(&mut queue, &first), Some('a'));
     join(&mut queue, 'e', now);
     let went: Vec<_> = std::iter::from_fn(|| queue.take(now + 10 * MILLI)).map(|it| it.items).collect();
     assert_eq!(went, [vec!['b'], vec!['c', 'd'], vec!['e']]);
 }
 
+/// Lists are made as long as the last batch was, but not for every key of many.
+#[test]
+fn room_is_made_for_no_more_than_may_wait() {
+    let rules = Rules { max_size: 100, max_weight: u64::MAX, max_pending: 1_600, linger: MILLI };
+    let mut queue: Queue<u32, u32, usize> = Queue::new(rules);
+    let now = Instant::now();
+    let join = |queue: &mut Queue<u32, u32, usize>, key| {
+        queue.join(key, 0, key, || now, |_, members| members).flight
+    };
+    for round in 0..3 {
+        assert_eq!(join(&mut queue, 0), if round == 0 { 0 } else { 100 });
+        (1..100).for_each(|_| _ = join(&mut queue, 0));
+        assert_eq!(queue.take(now).map(|it| it.items.len()), Some(100));
+        let members: usize = (1..=1_000).map(|key| join(&mut queue, key)).sum();
+        let room: usize = queue.batches.iter().flatten().map(|it| it.items.capacity()).sum();
+        assert_eq!(members, 1_600);
+        assert!(room < 1_600 + 4 * 1_000, "room for {room} items");
+        while queue.take(now + MILLI).is_some() {}
+        assert_eq!(queue.room, 0);
+        (0..100).for_each(|_| _ = join(&mut queue, 0));
+        assert_eq!(queue.take(now).map(|it| it.items.len()), Some(100));
+    }
+}
+
+/// A key that panics when it is hashed the so many-th time from now on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Moody(char);
+
+thread_local!(static HASHES: std::cell::Cell<u32> = const { std::cell::Cell::new(u32::MAX) });
+
+impl Hash for Moody {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        HASHES.set(HASHES.get() - 1);
+        if HASHES.get() == 0 {
+            std::panic::resume_unwind(Box::new("a key panics"));
+        }
+        self.0.hash(state);
+    }
+}
+
+#[test]
+fn a_key_that_panics_leaves_everything_whole() {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    let mut panics = 0;
+    for (max_size, max_weight, hash) in (1..4)
+        .flat_map(|size| [3, 9].into_iter().flat_map(move |weight| (1..6).map(move |n| (size, weight, n))))
+    {
+        let rules = Rules { max_size, max_weight, max_pending: 99, linger: MILLI };
+        let mut queue: Queue<Moody, u64, Place> = Queue::new(rules);
+        let now = Instant::now();
+        let mut waiting = 0;
+        for (key, weight) in [('a', 1), ('b', 2), ('c', 2), ('b', 1), ('c', 2), ('c', 1), ('b', 3), ('d', 1)]
+        {
+            let join =
+                |queue: &mut Queue<_, _, _>| queue.join(Moody(key), weight, weight, || now, |place, _| place);
+            HASHES.set(hash);
+            let joined = catch_unwind(AssertUnwindSafe(|| join(&mut queue)));
+            HASHES.set(u32::MAX);
+            panics += u32::from(joined.is_err());
+            waiting += usize::from(joined.is_ok());
+            if key == 'c'
+                && let Ok(joined) = joined
+            {
+                HASHES.set(hash);
+                let left = catch_unwind(AssertUnwindSafe(|| queue.leave(joined.flight, joined.seat, weight)));
+                HASHES.set(u32::MAX);
+                panics += u32::from(left.is_err());
+                waiting = if left.is_ok() { waiting - 1 } else { queue.waiting() };
+            }
+            assert_eq!(queue.waiting(), waiting);
+        }
+        let mut went = 0;
+        while let Some(departure) = queue.take(now + MILLI) {
+            assert!((1..=max_size).contains(&departure.items.len()));
+            assert!(departure.items.len() == 1 || departure.items.iter().sum::<u64>() <= max_weight);
+            went += departure.items.len();
+        }
+        assert_eq!((went, queue.waiting()), (waiting, 0));
+        assert!(queue.open.is_empty() && queue.line.first().is_none());
+        assert_eq!(queue.free.len(), queue.batches.len());
+    }
+    assert!(panics > 20, "{panics} panics");
+}
+
 #[test]
 fn weights_saturate() {
-    let mut queue: Queue<(), char, ()> = Queue::new(Rules { max_size: 9, max_weight: 9, linger: MILLI });
+    let mut queue: Queue<(), char, ()> =
+        Queue::new(Rules { max_size: 9, max_weight: 9, max_pending: 99, linger: MILLI });
     let now = Instant::now();
     for (item, weight) in [('a', 1), ('b', u64::MAX), ('c', u64::MAX), ('d', 8)] {
-        queue.join((), weight, item, || now, |_| ());
+        queue.join((), weight, item, || now, |_, _| ());
     }
     let went: Vec<_> = std::iter::from_fn(|| queue.take(now + MILLI)).map(|it| it.items).collect();
     assert_eq!(went, [['a'], ['b'], ['c'], ['d']]);

@@ -53,6 +53,18 @@ fn only_inputs_may_differ() {
             .insert(http::HeaderName::try_from(name).unwrap(), http::HeaderValue::from_static("1"));
         Embedding::read(&request).unwrap().like().to_string()
     };
+    let at = |uri: &str| {
+        let request = Request::post(uri).body(of("\"a\"").into_body()).unwrap();
+        Embedding::read(&request).unwrap().like().to_string()
+    };
+    let urls = [
+        "/v1/embeddings",
+        "/v1/embeddings?api-version=1",
+        "http://a.example/v1/embeddings",
+        "http://b.example/v1/embeddings",
+        "https://a.example/v1/embeddings",
+    ];
+    assert!((0..5).all(|one| (0..one).all(|other| at(urls[one]) != at(urls[other]))));
     assert_ne!(with("openai-organization"), with("openai-project"));
     assert_eq!(with("user-agent"), with("x-request-id"));
 }
@@ -156,6 +168,86 @@ async fn everybody_gets_his_own_vectors_and_share() {
     }
     assert_eq!(vectors, [vec![4], vec![1, 2], vec![7]]);
     assert_eq!(all, 2 + 1 + 1 + 3, "nothing is lost of what the upstream counted");
+}
+
+/// Lists of tokens are one input each, and a list of them is several, wherever they stand; what a vector is made of is the
+/// upstream's affair.
+#[tokio::test]
+async fn tokens_and_packed_vectors_are_given_on_as_they_are() {
+    let bodies = Bodies::default();
+    let log = bodies.clone();
+    let inner = service_fn(move |request: Request<Bytes>| {
+        let asked: Value = serde_json::from_slice(request.body()).unwrap();
+        let packed = |n: usize, input: &Value| json!({"index": n, "embedding": format!("{input}=="), "object": "embedding"});
+        let inputs = asked["input"].as_array().unwrap().iter().enumerate();
+        let mut data: Vec<_> = inputs.map(|(n, input)| packed(n, input)).collect();
+        data.rotate_left(2);
+        let body = json!({"data": data, "usage": {"prompt_tokens": 7, "total_tokens": 7}}).to_string();
+        log.lock().unwrap().push(asked);
+        std::future::ready(Ok::<_, BoxError>(Response::new(Full::<Bytes>::from(body))))
+    });
+    let ask = |input: &str| post(&format!(r#"{{"encoding_format":"base64","input":{input},"model":"m"}}"#));
+    let requests = vec![ask("[1,2]"), ask("[[3],[4,5]]"), ask(" [ 6 ] ")];
+    let answers = EmbeddingBatches::new(inner).oneshot(requests).await.unwrap();
+    let expected = json!({"encoding_format": "base64", "input": [[1, 2], [3], [4, 5], [6]], "model": "m"});
+    assert_eq!(*bodies.lock().unwrap(), [expected]);
+    let (mut all, mut vectors) = (0, Vec::new());
+    for answer in answers {
+        let (_, body, tokens) = told(answer).await;
+        let own = body["data"].as_array().unwrap().iter().enumerate();
+        let packed = |(n, item): (usize, &Value)| {
+            assert_eq!((&item["index"], &item["object"]), (&json!(n), &json!("embedding")));
+            item["embedding"].as_str().unwrap().to_owned()
+        };
+        vectors.push(own.map(packed).collect::<Vec<_>>());
+        all += tokens.unwrap();
+    }
+    assert_eq!(vectors, [vec!["[1,2]=="], vec!["[3]==", "[4,5]=="], vec!["[6]=="]]);
+    assert_eq!(all, 7);
+}
+
+/// What was read of a body that another one has taken the place of since is not believed.
+#[tokio::test]
+async fn a_body_that_has_changed_is_read_again() {
+    let bodies = Bodies::default();
+    let rewritten = |before: &str, after: &str| {
+        let mut request = of(before);
+        let read = Embedding::read(&request).unwrap();
+        request.extensions_mut().insert(read);
+        *request.body_mut() = of(after).into_body();
+        request
+    };
+    let requests = vec![rewritten(r#"["a","bb","ccc"]"#, "\"x\""), rewritten("\"a\"", r#"["yy","zzz"]"#)];
+    let answers = EmbeddingBatches::new(upstream(&bodies)).oneshot(requests).await.unwrap();
+    assert_eq!(*bodies.lock().unwrap(), [json!({"model": "m", "input": ["x", "yy", "zzz"]})]);
+    for (answer, inputs) in answers.into_iter().zip([1, 2]) {
+        assert_eq!(told(answer).await.1["data"].as_array().unwrap().len(), inputs);
+    }
+}
+
+/// Who asks is nobody else's business, nor the upstream's.
+#[tokio::test]
+async fn what_is_a_callers_own_is_not_sent() {
+    let heads = Arc::new(Mutex::new(Vec::new()));
+    let log = heads.clone();
+    let inner = service_fn(move |request: Request<Bytes>| {
+        log.lock().unwrap().push(request.headers().clone());
+        answered(&serde_json::from_slice(request.body()).unwrap())
+    });
+    let from = |who: &'static str| {
+        let mut request = of("\"a\"");
+        for name in ["authorization", "cookie", "x-tenant", "traceparent", "content-length"] {
+            request.headers_mut().insert(name, http::HeaderValue::from_static(who));
+        }
+        request.headers_mut().append("openai-beta", http::HeaderValue::from_static("one"));
+        request.headers_mut().append("openai-beta", http::HeaderValue::from_static("two"));
+        request
+    };
+    EmbeddingBatches::new(inner).oneshot(vec![from("1"), from("2")]).await.unwrap();
+    let heads = heads.lock().unwrap();
+    let sent: Vec<_> =
+        heads[0].iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
+    assert_eq!(sent, [("content-type", "application/json"), ("openai-beta", "one"), ("openai-beta", "two")]);
 }
 
 #[tokio::test]
