@@ -1,4 +1,4 @@
-use aho_corasick::{AhoCorasick, AhoCorasickKind, Input, MatchKind};
+use aho_corasick::{AhoCorasick, AhoCorasickKind, Input, MatchKind, packed};
 
 use super::pattern::InvalidPattern;
 use crate::{Found, Rule};
@@ -20,11 +20,17 @@ use crate::{Found, Rule};
 #[derive(Clone, Debug)]
 pub struct Terms {
     automaton: AhoCorasick,
+    /// Finds few terms in lower case, many bytes at a time.
+    few: Option<packed::Searcher>,
     inside_words: bool,
 }
 
 /// Terms of more bytes in all have a smaller table, which takes longer to look through.
 const MOST_TABLED: usize = 16 << 10;
+/// So many are found many bytes at a time.
+const MOST_FEW: usize = 32;
+/// Text that is shorter is looked through faster than lowered.
+const WORTH_LOWERING: usize = 128;
 
 impl Terms {
     /// These terms.
@@ -50,7 +56,10 @@ impl Terms {
             .kind(Some(kind))
             .build(terms.iter().map(AsRef::as_ref))
             .map_err(|error| InvalidPattern::new(error.to_string()))?;
-        Ok(Self { automaton, inside_words: false })
+        let few = terms.len() <= MOST_FEW;
+        let few =
+            few.then(|| packed::Searcher::new(terms.iter().map(|term| term.as_ref().to_ascii_lowercase())));
+        Ok(Self { automaton, few: few.flatten(), inside_words: false })
     }
 
     /// A term counts inside of words, too.
@@ -64,7 +73,11 @@ impl Terms {
 impl Terms {
     fn is_in(&self, text: &str) -> bool {
         // Most text has none of them, not even inside of a word, which is faster to see.
-        if !self.automaton.is_match(text) {
+        let some = match &self.few {
+            Some(few) if text.len() >= WORTH_LOWERING => few.find(text.to_ascii_lowercase()).is_some(),
+            _ => self.automaton.is_match(text),
+        };
+        if !some {
             return false;
         }
         if self.inside_words {
