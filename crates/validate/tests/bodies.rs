@@ -142,6 +142,29 @@ fn terms_are_words() {
     assert!(many.check("so term1000 it is", Level::Strict).is_clean());
 }
 
+proptest::proptest! {
+    /// Few terms in long text are found by other means than many, and no others.
+    #[test]
+    fn terms_are_found_however_many_there_are(
+        words in proptest::collection::vec(proptest::sample::select(vec![
+            "ass", "class", "Ass.", "red", "DOOR", "red door", "bored door", "é", "c++", "assess", "x", "night",
+        ]), 0..60),
+        inside: bool,
+    ) {
+        let few = || vec!["ass".to_owned(), "Red Door".to_owned(), "c++".to_owned(), "é".to_owned()];
+        let many = few().into_iter().chain((0..40).map(|n| format!("zzz{n}")));
+        let rules = |terms: Terms| {
+            Rules::<str>::new().error("terms", if inside { terms.inside_words() } else { terms })
+        };
+        let (few, many) = (rules(Terms::new(few()).unwrap()), rules(Terms::new(many).unwrap()));
+        for join in [" ", ""] {
+            let text = words.join(join);
+            let of = |rules: &Rules<str>| rules.check(&text, Level::Strict).refuses();
+            proptest::prop_assert_eq!(of(&few), of(&many), "{}", text);
+        }
+    }
+}
+
 #[tokio::test]
 async fn the_report_rides_in_the_extensions() {
     let validator = Validator::http(Rules::new().warn("words", text(Terms::new(["hm"]).unwrap()))).whole(

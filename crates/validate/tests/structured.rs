@@ -322,6 +322,10 @@ async fn a_text_is_checked_before_its_end_passes() {
     assert_eq!((passed, result.is_err()), (delta(0, "{"), true));
     let (passed, result) = through(&chat(), events(&[delta(0, "{")])).await;
     assert_eq!((passed, result.is_err()), (delta(0, "{"), true));
+    // A server asks a body for nothing more once that says that it is over.
+    let mut over = full(delta(0, "{"));
+    over.headers_mut().insert("content-type", "text/event-stream".parse().unwrap());
+    assert!(through(&chat(), over).await.1.is_err());
     // No text at all.
     for nothing in [vec![], vec![DONE.to_owned()], vec![": ping\n\n".to_owned(), finish(0)]] {
         assert!(through(&chat(), events(&nothing)).await.1.is_err(), "{nothing:?}");

@@ -9,8 +9,8 @@ use std::{
 };
 
 use bartizan_validate::{
-    Answers, Json, Level, Pattern, Pii, ResponseFormat, Rules, Schema, Severity, Terms, Validator, Window,
-    at, content_type, max_bytes, must, strings, text, well_formed,
+    Answers, Json, Level, Pattern, Pii, ResponseFormat, Rules, Schema, Severity, Terms, Validate, Validator,
+    Window, at, content_type, max_bytes, must, strings, text, well_formed,
 };
 use bytes::Bytes;
 use http::{Request, Response};
@@ -234,24 +234,29 @@ where
     move |calls| (0..calls).for_each(|_| call(&mut service, &body))
 }
 
-type Answering = Ready<Result<Response<Full<Bytes>>, Infallible>>;
+/// Gives one answer to everything.
+#[derive(Clone)]
+struct Below(Bytes);
 
-fn answering<A>(
+impl Service<Request<Bytes>> for Below {
+    type Response = Response<Full<Bytes>>;
+    type Error = Infallible;
+    type Future = Ready<Result<Response<Full<Bytes>>, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Request<Bytes>) -> Self::Future {
+        ready(Ok(Response::new(Full::new(self.0.clone()))))
+    }
+}
+
+fn answering<A: Clone>(
     validator: &Validator<Request<Bytes>, A>,
     answer: Bytes,
-) -> bartizan_validate::Validate<
-    impl Service<Request<Bytes>, Response = Response<Full<Bytes>>, Error = Infallible, Future = Answering>
-    + Clone
-    + Send
-    + use<A>,
-    Request<Bytes>,
-    A,
->
-where
-    A: Clone,
-{
-    let inner = service_fn(move |_: Request<Bytes>| ready(Ok(Response::new(Full::new(answer.clone())))));
-    validator.layer(Level::Strict).layer(inner)
+) -> Validate<Below, Request<Bytes>, A> {
+    validator.layer(Level::Strict).layer(Below(answer))
 }
 
 fn call<S: Service<Request<Bytes>>>(service: &mut S, body: &Bytes) {

@@ -152,8 +152,7 @@ fn has_secret(text: &str) -> bool {
 }
 
 fn has_phone(text: &str) -> bool {
-    let first = before_digit(text.as_bytes());
-    first < text.len()
+    has_number(text.as_bytes())
         && PHONE.find_iter(text).any(|hit| {
             let (before, after) = (&text[..hit.start()], &text.as_bytes()[hit.end()..]);
             // A number that goes on is another number: a version, an address.
@@ -168,6 +167,9 @@ fn has_phone(text: &str) -> bool {
 fn has_card(text: &str) -> bool {
     const MOST: usize = 63;
     let bytes = text.as_bytes();
+    if !has_number(bytes) {
+        return false;
+    }
     let mut at = 0;
     while at < bytes.len() {
         at += before_digit(&bytes[at..]);
@@ -199,6 +201,29 @@ fn has_card(text: &str) -> bool {
     false
 }
 
+/// Whether there are as many digits as the shortest number has that is looked for, with no more between two of them than any of
+/// those has.
+fn has_number(bytes: &[u8]) -> bool {
+    const SHORTEST: usize = 8;
+    let mut at = 0;
+    while at < bytes.len() {
+        at += before_digit(&bytes[at..]);
+        let (mut digits, mut between) = (0, 0);
+        for byte in &bytes[at..] {
+            at += 1;
+            match byte {
+                b'0'..=b'9' => (digits, between) = (digits + 1, 0),
+                b' ' | b'.' | b'(' | b')' | b'/' | b'-' if between < 2 => between += 1,
+                _ => break,
+            }
+            if digits == SHORTEST {
+                return true;
+            }
+        }
+    }
+    false
+}
+
 /// How many bytes come before the first digit. In strides, since most text has few.
 fn before_digit(bytes: &[u8]) -> usize {
     let mut before = 0;
@@ -224,6 +249,8 @@ fn is_card(digits: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::{Level, Rules};
 
@@ -357,6 +384,21 @@ mod tests {
                 "-----BEGIN CERTIFICATE-----",
             ],
         );
+    }
+
+    proptest! {
+        /// What is too short for a number has none, whatever stands around its digits.
+        #[test]
+        fn no_number_is_missed(
+            parts in prop::collection::vec(prop::sample::select(vec![
+                "1", "4", "415", "555", "2671", "4111", "1111", "+", "-", " ", ".", "(", ")", "/", ") ", "-(", "a", "\n", "  ",
+            ]), 0..16),
+        ) {
+            let text = parts.concat();
+            if !has_number(text.as_bytes()) {
+                prop_assert!(!PHONE.is_match(&text), "{}", text);
+            }
+        }
     }
 
     #[test]

@@ -349,6 +349,8 @@ mod tests {
         assert!(found.is_clean());
         schema["$defs"]["d0"] = json!({"anyOf": [{"$ref": "#/$defs/d1"}]});
         assert!(refused(&schema).is_some(), "one longer");
+        schema["properties"]["0"] = json!({"$ref": "#/$defs/d16"});
+        assert!(refused(&schema).is_some(), "in whatever order its parts are looked at");
     }
 
     /// Neither here nor where it is compiled.
