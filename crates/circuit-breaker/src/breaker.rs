@@ -194,7 +194,7 @@ fn admit(
     Ok(Admitted { call: Call { pass, started: known.map_or(Started::UNKNOWN, Started::at) }, owner })
 }
 
-#[cold]
+#[inline]
 pub(crate) fn refusal(wait: Wait) -> Rejected {
     Rejected::new(RejectionKind::CircuitOpen, crate::NAME).with_retry_after(wait.into())
 }

@@ -37,6 +37,7 @@ use crate::{
     settings::Settings,
     started::Started,
     state::{State, Word},
+    tally::Tally,
     wait::Wait,
     window::nanos,
 };
@@ -49,7 +50,7 @@ pub(crate) struct Circuit {
     /// When the open period of the last generation that was open is over: a [`stamp`](clock::stamp), published before the
     /// word is, and only if that is open.
     open_until: AtomicU64,
-    refused: AtomicU64,
+    refused: Tally,
     inner: Mutex<Inner>,
 }
 
@@ -88,7 +89,7 @@ impl Circuit {
         Self {
             word: AtomicU64::new(machine.word().0),
             open_until: AtomicU64::new(0),
-            refused: AtomicU64::new(0),
+            refused: Tally::new(),
             inner: Mutex::new(Inner::new(machine)),
         }
     }
@@ -98,7 +99,7 @@ impl Circuit {
         let word = machine.word();
         let mut inner = self.lock();
         let old = mem::replace(&mut *inner, Inner::new(machine));
-        self.refused.store(0, Relaxed);
+        self.refused.begin_anew();
         self.word.store(word.0, Relaxed);
         drop(inner);
         drop(old);
@@ -135,12 +136,18 @@ impl Circuit {
     fn admit_or_refuse(&self, word: Word, now: Instant) -> Result<Word, Wait> {
         let admitted = match self.left(word, now) {
             Some(wait) => Err(wait),
-            None => self.with(now, Machine::admit).map_err(Wait::from),
+            None => self.admit_behind_the_lock(now),
         };
         if admitted.is_err() {
-            self.refused.fetch_add(1, Relaxed);
+            self.refused.add_one();
         }
         admitted
+    }
+
+    /// On its own, so that whoever does without the lock does without all that this one keeps at hand.
+    #[inline(never)]
+    fn admit_behind_the_lock(&self, now: Instant) -> Result<Word, Wait> {
+        self.with(now, Machine::admit).map_err(Wait::from)
     }
 
     /// What is left of the open period that `word` is of, if that can be told without the lock.
@@ -245,12 +252,12 @@ impl Circuit {
     /// Closes it, and forgets everything.
     pub(crate) fn reset(&self, now: Instant) {
         self.with(now, |machine, _| machine.reset());
-        self.refused.store(0, Relaxed);
+        self.refused.begin_anew();
     }
 
     /// Calls refused.
     pub(crate) fn refused(&self) -> u64 {
-        self.refused.load(Relaxed)
+        self.refused.count()
     }
 
     /// Nothing of a user's runs under this lock.

@@ -4,7 +4,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bartizan_core::{BoxError, Class, Classify, Extent};
+use bartizan_core::{BoxError, Class, Classify, Extent, Rejected};
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
@@ -100,9 +100,12 @@ fn judged<Res>(
     (result, class)
 }
 
+/// What is refused most wants to be told fast: it is written where it stays. Made first and boxed then it would be copied in
+/// other parts than it was written in, which the processor stands still for.
 #[cold]
 fn refused(wait: Wait) -> BoxError {
-    refusal(wait).into()
+    let refused: Box<Rejected> = Box::write(Box::new_uninit(), refusal(wait));
+    refused
 }
 
 /// A readiness that fails is a failure of the call.

@@ -17,6 +17,7 @@ mod service;
 mod settings;
 mod started;
 mod state;
+mod tally;
 mod wait;
 mod window;
 

@@ -25,21 +25,35 @@ pub struct Rejected {
     kind: RejectionKind,
     layer: &'static str,
     retry_after: RetryAfter,
-    source: Option<Source>,
-    #[cfg(feature = "http")]
-    headers: Option<Box<http::HeaderMap>>,
+    detail: Detail,
 }
 
-enum Source {
+/// In one place, so that one look tells that there is none: most refusals say no more, and are made and dropped often.
+enum Detail {
+    None,
     Own(BoxError),
     Shared(Arc<dyn Error + Send + Sync>),
+    #[cfg(feature = "http")]
+    WithHeaders(Box<(Detail, http::HeaderMap)>),
 }
 
-impl Source {
-    fn get(&self) -> &(dyn Error + 'static) {
+impl Detail {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
-            Self::Own(error) => &**error,
-            Self::Shared(error) => &**error,
+            Self::None => None,
+            Self::Own(error) => Some(&**error),
+            Self::Shared(error) => Some(&**error),
+            #[cfg(feature = "http")]
+            Self::WithHeaders(both) => both.0.source(),
+        }
+    }
+
+    /// Where the source stands, or is to.
+    fn place(&mut self) -> &mut Self {
+        match self {
+            #[cfg(feature = "http")]
+            Self::WithHeaders(both) => &mut both.0,
+            detail => detail,
         }
     }
 }
@@ -49,14 +63,7 @@ impl Rejected {
     ///
     /// [`retry_after`](Self::retry_after) is [`RetryAfter::Unknown`] and there is no source until they are set.
     pub const fn new(kind: RejectionKind, layer: &'static str) -> Self {
-        Self {
-            kind,
-            layer,
-            retry_after: RetryAfter::Unknown,
-            source: None,
-            #[cfg(feature = "http")]
-            headers: None,
-        }
+        Self { kind, layer, retry_after: RetryAfter::Unknown, detail: Detail::None }
     }
 
     /// Says when the same call may be worth making again.
@@ -69,14 +76,14 @@ impl Rejected {
     /// Adds the layer's own detail: violations, attempts, the policy that was hit.
     #[must_use]
     pub fn with_source(mut self, source: impl Into<BoxError>) -> Self {
-        self.source = Some(Source::Own(source.into()));
+        *self.detail.place() = Detail::Own(source.into());
         self
     }
 
     /// [`with_source`](Self::with_source) for a detail that all refusals of a limit share: nothing is allocated for it.
     #[must_use]
     pub fn with_shared_source(mut self, source: Arc<dyn Error + Send + Sync>) -> Self {
-        self.source = Some(Source::Shared(source));
+        *self.detail.place() = Detail::Shared(source);
         self
     }
 
@@ -84,7 +91,8 @@ impl Rejected {
     #[cfg(feature = "http")]
     #[must_use]
     pub fn with_headers(mut self, headers: http::HeaderMap) -> Self {
-        self.headers = Some(Box::new(headers));
+        let source = std::mem::replace(self.detail.place(), Detail::None);
+        self.detail = Detail::WithHeaders(Box::new((source, headers)));
         self
     }
 
@@ -92,7 +100,10 @@ impl Rejected {
     /// among them.
     #[cfg(feature = "http")]
     pub fn headers(&self) -> Option<&http::HeaderMap> {
-        self.headers.as_deref()
+        match &self.detail {
+            Detail::WithHeaders(both) => Some(&both.1),
+            _ => None,
+        }
     }
 
     /// What happened.
@@ -153,14 +164,14 @@ impl fmt::Debug for Rejected {
             .field("kind", &self.kind)
             .field("layer", &self.layer)
             .field("retry_after", &self.retry_after)
-            .field("source", &self.source.as_ref().map(Source::get))
+            .field("source", &self.detail.source())
             .finish()
     }
 }
 
 impl Error for Rejected {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        self.source.as_ref().map(Source::get)
+        self.detail.source()
     }
 }
 
@@ -333,5 +344,25 @@ mod tests {
     fn source_is_the_layers_detail() {
         let refusal = Rejected::new(RejectionKind::Invalid, "validate").with_source("3 violations");
         assert_eq!(refusal.source().map(ToString::to_string).as_deref(), Some("3 violations"));
+    }
+
+    #[cfg(feature = "http")]
+    #[test]
+    fn headers_and_source_come_in_any_order() {
+        let headers =
+            || http::HeaderMap::from_iter([(http::header::ETAG, http::HeaderValue::from_static("it"))]);
+        let new = || Rejected::new(RejectionKind::RateLimited, "rate-limit");
+        let shared: Arc<dyn Error + Send + Sync> = Arc::from(BoxError::from("the last"));
+        for refusal in [
+            new().with_source("the last").with_headers(headers()),
+            new().with_headers(headers()).with_shared_source(shared.clone()),
+            new().with_source("the first").with_headers(headers()).with_source("the last"),
+            new().with_headers(http::HeaderMap::new()).with_shared_source(shared).with_headers(headers()),
+        ] {
+            assert_eq!(refusal.source().map(ToString::to_string).as_deref(), Some("the last"));
+            assert_eq!(refusal.headers().map(http::HeaderMap::len), Some(1));
+        }
+        assert!(new().with_headers(headers()).source().is_none());
+        assert!(new().with_source("it").headers().is_none());
     }
 }

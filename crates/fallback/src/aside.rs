@@ -28,6 +28,12 @@ impl Aside {
         self.0.store(0, Relaxed);
     }
 
+    /// Whether there is nothing to look at a clock for.
+    #[inline]
+    pub(crate) fn is_free(&self) -> bool {
+        self.0.load(Relaxed) == 0
+    }
+
     /// Until when it is left alone. What is over is forgotten, so that nobody reads a clock for it again.
     #[inline]
     pub(crate) fn until(&self, epoch: Instant, now: impl FnOnce() -> Instant) -> Option<Instant> {
@@ -99,11 +105,14 @@ mod tests {
         let epoch = Instant::now();
         let aside = Aside::new();
         assert_eq!(aside.until(epoch, || panic!("nothing depends on the time")), None);
+        assert!(aside.is_free());
         aside.put(epoch, epoch + 3 * SECOND);
+        assert!(!aside.is_free());
         aside.put(epoch, epoch + SECOND);
         assert_eq!(aside.until(epoch, || epoch), Some(epoch + 3 * SECOND));
         assert_eq!(aside.until(epoch, || epoch + 3 * SECOND), None, "until then, and no longer");
         assert_eq!(aside.until(epoch, || panic!("it was forgotten")), None);
+        assert!(aside.is_free());
 
         aside.put(epoch, epoch + 9 * SECOND);
         aside.release();

@@ -174,6 +174,12 @@ impl Fallback {
         &self.0.asides[self.0.targets[place].aside]
     }
 
+    /// Whether this one is asked whatever the time is.
+    #[inline]
+    pub(crate) fn is_free(&self, place: usize) -> bool {
+        self.aside(place).is_free()
+    }
+
     #[inline]
     pub(crate) fn until(&self, place: usize, now: impl FnOnce() -> Instant) -> Option<Instant> {
         self.aside(place).until(self.0.epoch, now)

@@ -3,7 +3,6 @@ use std::{
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -12,7 +11,7 @@ use bartizan_core::{BoxError, Classify};
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::{CloneRequest, Form, Panicked, Targets, Trial, Why, service::Shared, way::Way};
+use crate::{CloneRequest, Form, Panicked, Targets, Trial, Why, lanes::Lane, service::Shared, way::Way};
 
 pin_project! {
     /// The response future of [`FallbackService`](crate::FallbackService).
@@ -39,7 +38,7 @@ pin_project! {
 
 impl<T: Targets<Req>, C, K, F, Req> ResponseFuture<T, C, K, F, Req> {
     #[inline]
-    pub(crate) fn new(shared: Arc<Shared<T, C, K, F>>, request: Req) -> Self {
+    pub(crate) fn new(shared: Lane<Shared<T, C, K, F>>, request: Req) -> Self {
         Self { stage: Stage::Choose, timer: None, way: Way::new(shared, request) }
     }
 }

@@ -10,6 +10,7 @@ mod error;
 mod fallback;
 mod form;
 mod future;
+mod lanes;
 mod layer;
 mod service;
 mod settings;

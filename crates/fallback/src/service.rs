@@ -8,11 +8,11 @@ use std::{
 use bartizan_core::{BoxError, Classify};
 use tower_service::Service;
 
-use crate::{CloneRequest, Fallback, Form, ResponseFuture, Targets};
+use crate::{CloneRequest, Fallback, Form, ResponseFuture, Targets, lanes::Lanes};
 
 /// The service of a [`FallbackLayer`](crate::FallbackLayer). Its clones, and the calls under way, share its targets.
 pub struct FallbackService<T, C, K, F> {
-    shared: Arc<Shared<T, C, K, F>>,
+    shared: Lanes<Shared<T, C, K, F>>,
 }
 
 pub(crate) struct Shared<T, C, K, F> {
@@ -44,7 +44,7 @@ impl Link {
 
 impl<T, C, K, F> FallbackService<T, C, K, F> {
     pub(crate) fn new(shared: Shared<T, C, K, F>) -> Self {
-        Self { shared: Arc::new(shared) }
+        Self { shared: Lanes::new(shared) }
     }
 }
 
@@ -67,7 +67,7 @@ where
 
     #[inline]
     fn call(&mut self, request: Req) -> Self::Future {
-        ResponseFuture::new(self.shared.clone(), request)
+        ResponseFuture::new(self.shared.own(), request)
     }
 }
 

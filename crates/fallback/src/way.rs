@@ -14,11 +14,12 @@ use crate::{
     choice::{Bounds, Course, Field, Next, Now, Stop},
     fallback::Known,
     future::later,
+    lanes::Lane,
     service::Shared,
 };
 
 pub(crate) struct Way<T, C, K, F, Req> {
-    shared: Arc<Shared<T, C, K, F>>,
+    shared: Lane<Shared<T, C, K, F>>,
     /// What the next target gets.
     request: Option<Req>,
     begun: bool,
@@ -28,6 +29,9 @@ pub(crate) struct Way<T, C, K, F, Req> {
     /// There is none as long as all goes well.
     trail: Option<Box<Trail>>,
 }
+
+/// The service below the layer.
+const FIRST: usize = 0;
 
 /// What has gone wrong so far.
 #[derive(Default)]
@@ -39,7 +43,7 @@ struct Trail {
 
 impl<T, C, K, F, Req> Way<T, C, K, F, Req> {
     #[inline]
-    pub(crate) fn new(shared: Arc<Shared<T, C, K, F>>, request: Req) -> Self {
+    pub(crate) fn new(shared: Lane<Shared<T, C, K, F>>, request: Req) -> Self {
         Self {
             shared,
             request: Some(request),
@@ -80,14 +84,19 @@ where
     /// Whom to ask next.
     #[inline]
     pub(crate) fn choose(&mut self) -> Result<usize, Why> {
+        let mut now = Now::new(Instant::now);
         if !self.begun {
             self.begun = true;
-            self.bind();
+            self.bind(&mut now);
+            // Most often there is nothing to weigh up: the first one takes whatever comes, and one call is always allowed.
+            if self.deadline.is_none() && self.shared.fallback.is_free(self.shared.links[FIRST].place) {
+                return Ok(FIRST);
+            }
         }
         let bounds = self.bounds();
         let failed = self.trail.as_ref().and_then(|trail| trail.attempts.last()).map(Attempt::cause);
         let targets = Chain { shared: &self.shared, failed };
-        match self.course.next(&targets, &bounds, &mut Now::new(Instant::now)) {
+        match self.course.next(&targets, &bounds, &mut now) {
             Next::Ask(_) if self.is_spent() => Err(Why::Attempts),
             Next::Ask(_) if self.request.is_none() => Err(Why::NotCloned),
             Next::Ask(target) => Ok(target),
@@ -100,12 +109,12 @@ where
 
     /// Finds out what the request is bound by.
     #[inline]
-    fn bind(&mut self) {
+    fn bind(&mut self, now: &mut Now<impl FnMut() -> Instant>) {
         let Shared { fallback, form, .. } = &*self.shared;
         let within = fallback.settings().within;
         let request = self.request.as_mut().expect("nobody was asked yet");
         self.budget = form.budget(request);
-        self.deadline = within.map(|within| later(Instant::now(), within));
+        self.deadline = within.map(|within| later(now.get(), within));
         if let Some(deadline) = self.budget.as_ref().and_then(Budget::deadline) {
             let deadline = Instant::from_std(deadline);
             self.deadline = Some(self.deadline.map_or(deadline, |ours| ours.min(deadline)));

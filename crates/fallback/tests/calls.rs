@@ -404,6 +404,36 @@ async fn whoever_panics_has_failed() {
     assert_eq!(works.calls(), 0);
 }
 
+/// What a layer is told by may panic: that is the caller's to see, nothing is poisoned, and whatever was under way is gone.
+#[tokio::test(start_paused = true)]
+async fn whoever_judges_may_panic() {
+    let (first, second) = (Upstream::works("a"), Upstream::works("b"));
+    let fallback = Fallback::new(["a", "b"]);
+    let judges = fallback.layer("a").or("b", second.clone()).classify(failure_if(|text: &String| {
+        assert!(!text.contains("judge"), "in the classifier");
+        text.contains("fail")
+    }));
+    let service = judges
+        .when("b", |cause| {
+            assert!(cause.is_none_or(|cause| !cause.is::<FailedResult>()), "in the condition");
+            true
+        })
+        .layer(first.clone());
+    for (request, calls) in [("judge", 1), ("fail", 2)] {
+        let call = tokio::spawn({
+            let service = service.clone();
+            async move { ask(&service, request).await }
+        });
+        assert!(call.await.unwrap_err().is_panic());
+        assert_eq!((first.calls(), second.calls()), (calls, 0));
+    }
+    assert_eq!(ask(&service, "1").await.unwrap(), "a 1");
+    fallback.put_aside("a", SECOND);
+    assert_eq!(ask(&service, "2").await.unwrap(), "b 2");
+    let stats = fallback.stats();
+    assert_eq!((stats.targets[0].failed, stats.targets[1].took_over, stats.exhausted), (1, 1, 0));
+}
+
 fn never_ready()
 -> impl Service<String, Response = String, Error = BoxError, Future = Ready<Result<String, BoxError>>> + Clone
 {

@@ -87,6 +87,11 @@ impl Call {
         self.finish(Class::Success, None);
     }
 
+    fn panicked(&mut self) {
+        let fault = Fault::new("panic").text("it panicked");
+        self.finish(Class::Failure(RetryAfter::Unknown), Some(fault));
+    }
+
     /// Runs something of a stranger's. If that panics the call has failed.
     #[inline]
     pub(crate) fn armed<T>(&mut self, run: impl FnOnce(&mut Self) -> T) -> T {
@@ -112,8 +117,7 @@ struct Armed<'a>(&'a mut Call);
 impl Drop for Armed<'_> {
     #[cold]
     fn drop(&mut self) {
-        let fault = Fault::new("panic").text("it panicked");
-        self.0.finish(Class::Failure(RetryAfter::Unknown), Some(fault));
+        self.0.panicked();
     }
 }
 
@@ -143,6 +147,11 @@ impl<C: Classify<Res>, X: Explain<Res>, Res> Guard for Answered<C, X, Res> {
             Ending::Complete => call.succeed(),
             Ending::Failed(error) => call.fail::<Res>(&classify, &explain, error),
         }
+    }
+
+    #[cold]
+    fn panicked(mut self) {
+        self.call.panicked();
     }
 }
 

@@ -6,7 +6,8 @@ use tokio::time::Instant;
 use crate::{
     Causes, Counts, Fault, Health, HealthLayer, Probe, Probed, State, Stats, causes,
     prober::{Ask, ask, probe},
-    watched::{Took, Watched, lock},
+    sync::lock,
+    watched::{Took, Watched},
 };
 
 /// One of the components of a [`Health`], by its name: [`Health::component`] gives it.
@@ -71,14 +72,11 @@ impl Component {
 
     #[cold]
     fn admit_in_panic(&self, now: u64) -> Result<(), RetryAfter> {
-        if self.watched.is_draining() {
-            return Err(RetryAfter::Unknown);
-        }
-        if self.health.panics(now) {
+        if !self.watched.is_draining() && self.health.panics(now) {
             return Ok(());
         }
         let wait = |at: u64| RetryAfter::After(Duration::from_nanos(at - now));
-        Err(self.watched.next_change(now).map_or(RetryAfter::Unknown, wait))
+        Err(self.watched.up_again(now).map_or(RetryAfter::Unknown, wait))
     }
 
     /// What there is to know of it now.

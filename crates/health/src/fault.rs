@@ -1,17 +1,14 @@
 use std::{
     error::Error,
     fmt::{self, Display, Write as _},
-    sync::{
-        OnceLock,
-        atomic::{AtomicU64 as Count, Ordering},
-    },
+    sync::OnceLock,
     time::Duration,
 };
 
 use bartizan_core::{Rejected, chain};
 use tokio::time::error::Elapsed;
 
-use crate::sync::{Acquire, AtomicU64, Relaxed, Release, fence};
+use crate::sync::{AcqRel, Acquire, AtomicU64, Relaxed, Release, fence};
 
 /// What went wrong, in the words of whoever reads statistics: an [`Explain`] makes it.
 #[derive(Clone, Copy)]
@@ -28,7 +25,7 @@ enum Message<'a> {
 }
 
 impl<'a> Fault<'a> {
-    /// A failure of this class, which is a short word such as `timeout`: there is a count for each of 15, and one for all
+    /// A failure of this class, which is a short word such as `timeout`: there is a count for each of 31, and one for all
     /// further ones together, which is `other`.
     pub const fn new(class: &'static str) -> Self {
         Self { class, message: Message::Class }
@@ -118,34 +115,77 @@ pub(crate) fn of_error<'a>(error: &'a (dyn Error + 'static)) -> Fault<'a> {
     Fault::new(class).says(error)
 }
 
-/// How often each class has come.
-#[derive(Debug, Default)]
+/// How often each class has come, counted without a lock.
+#[derive(Debug)]
 pub(crate) struct Classes([Slot; CLASSES]);
 
 /// The last one is for all that have none.
-const CLASSES: usize = 16;
+#[cfg(not(all(loom, test)))]
+const CLASSES: usize = 32;
+#[cfg(all(loom, test))]
+const CLASSES: usize = 3;
 
-#[derive(Debug, Default)]
-struct Slot(OnceLock<&'static str>, Count);
+/// A slot belongs to whoever puts a key into it first, in one exchange, and that one alone names it: so nobody waits for the
+/// name. Another one with the same key that comes before the name counts here all the same.
+#[derive(Debug)]
+struct Slot {
+    /// A hash of the name, never 0.
+    key: AtomicU64,
+    name: OnceLock<&'static str>,
+    count: AtomicU64,
+}
 
 /// The class of whatever has no slot of its own.
 const OTHER: &str = "other";
 
 impl Classes {
-    /// Counts one. But for the first of its class it takes no lock.
+    pub(crate) fn new() -> Self {
+        Self(std::array::from_fn(|_| Slot {
+            key: AtomicU64::new(0),
+            name: OnceLock::new(),
+            count: AtomicU64::new(0),
+        }))
+    }
+
     pub(crate) fn count(&self, class: &'static str) {
         let (last, slots) = self.0.split_last().expect("there are some");
-        let own = slots.iter().find(|slot| *slot.0.get_or_init(|| class) == class);
-        own.unwrap_or(last).1.fetch_add(1, Ordering::Relaxed);
+        let key = key(class);
+        slots.iter().find(|slot| slot.is_for(key, class)).unwrap_or(last).count.fetch_add(1, Relaxed);
     }
 
     pub(crate) fn all(&self) -> Vec<(&'static str, u64)> {
         let named = self.0.iter().enumerate().map(|(n, slot)| {
-            let name = if n + 1 == CLASSES { Some(OTHER) } else { slot.0.get().copied() };
-            (name, slot.1.load(Ordering::Relaxed))
+            let name = if n + 1 == CLASSES { Some(OTHER) } else { slot.name.get().copied() };
+            (name, slot.count.load(Relaxed))
         });
         named.filter_map(|(name, count)| name.filter(|_| count > 0).map(|name| (name, count))).collect()
     }
+}
+
+impl Slot {
+    /// Whether it belongs to this class, if need be from now on.
+    fn is_for(&self, key: u64, class: &'static str) -> bool {
+        let mut seen = self.key.load(Acquire);
+        if seen == 0 {
+            match self.key.compare_exchange(0, key, AcqRel, Acquire) {
+                Ok(_) => {
+                    // Nobody else ever does, so there is nobody to wait for.
+                    let _ = self.name.set(class);
+                    return true;
+                }
+                Err(other) => seen = other,
+            }
+        }
+        seen == key && self.name.get().is_none_or(|name| *name == class)
+    }
+}
+
+/// FNV-1a: names are few and short.
+fn key(class: &str) -> u64 {
+    let hash = class.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    hash.max(1)
 }
 
 /// The last thing that went wrong, written and read without a lock.

@@ -3,23 +3,24 @@ use std::{
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Mutex, PoisonError, RwLock,
+        Arc, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::Duration,
 };
 
 use bartizan_core::{BoxError, Errors, UntilResponse};
-use tokio::sync::watch;
 
 use crate::{
     Causes, Component, HealthLayer, InvalidSettings, Probed, Prober, Report, Settings, State, Stats, Watch,
+    changes::Changes,
     clock::Epoch,
     eject::Roster,
     place::Place,
     prober::panicked,
     settings::{Active, Passive},
-    watched::{Watched, lock},
+    sync::{lock, read, write},
+    watched::Watched,
 };
 
 /// How a service fares, by its components: made once, shared by every layer, service and clone that is made from it.
@@ -45,8 +46,8 @@ struct Inner {
     /// In the order in which they came. One is never taken out, so its number stays.
     components: RwLock<Vec<Arc<Watched>>>,
     reports: RwLock<Vec<(String, Ask)>>,
-    roster: Option<Arc<Mutex<Roster>>>,
-    changes: watch::Sender<()>,
+    roster: Option<Arc<Roster>>,
+    changes: Changes,
     draining: AtomicBool,
 }
 
@@ -58,7 +59,7 @@ impl Drop for Inner {
         let components = self.components.get_mut().unwrap_or_else(PoisonError::into_inner);
         components.iter().filter_map(|watched| lock(&watched.ask).1.take()).for_each(|task| task.abort());
         // Whoever watches finds nothing any more, also where something of a component lives on.
-        self.changes.send_replace(());
+        self.changes.tell();
     }
 }
 
@@ -96,14 +97,14 @@ impl Health {
     /// If they could never work.
     pub fn try_with(settings: Settings) -> Result<Self, InvalidSettings> {
         settings.check()?;
-        let roster = settings.ejection.as_ref().map(|ejection| Arc::new(Mutex::new(Roster::new(ejection))));
+        let roster = settings.ejection.as_ref().map(|ejection| Arc::new(Roster::new(ejection)));
         Ok(Self(Arc::new(Inner {
             epoch: Epoch::begin(),
             settings,
             components: RwLock::default(),
             reports: RwLock::default(),
             roster,
-            changes: watch::Sender::new(()),
+            changes: Changes::new(),
             draining: AtomicBool::new(false),
         })))
     }
@@ -135,24 +136,24 @@ impl Health {
         if let Some(component) = self.get(name) {
             return component;
         }
-        let mut components = self.0.components.write().unwrap_or_else(PoisonError::into_inner);
+        let mut components = write(&self.0.components);
         let found = components.iter().find(|watched| *watched.name == *name).cloned();
         let watched = found.unwrap_or_else(|| {
             assert!(components.len() < MOST, "more than {MOST} components");
-            let pool = self.0.roster.as_ref().map(|roster| Place::join(roster, components.len()));
+            let pool = self.0.roster.as_ref().map(Place::join);
             let watched =
                 Arc::new(Watched::new(name, self.0.epoch, self.0.changes.clone(), passive, active, pool));
             components.push(watched.clone());
             watched
         });
         drop(components);
-        self.0.changes.send_replace(());
+        self.0.changes.tell();
         Component { health: self.clone(), watched }
     }
 
     /// The component of this name, if there is one.
     pub fn get(&self, name: &str) -> Option<Component> {
-        let components = self.0.components.read().unwrap_or_else(PoisonError::into_inner);
+        let components = read(&self.0.components);
         let watched = components.iter().find(|watched| *watched.name == *name)?.clone();
         Some(Component { health: self.clone(), watched })
     }
@@ -163,7 +164,7 @@ impl Health {
     }
 
     fn all(&self) -> Vec<Arc<Watched>> {
-        self.0.components.read().unwrap_or_else(PoisonError::into_inner).clone()
+        read(&self.0.components).clone()
     }
 
     /// A layer that watches what passes it under this name: [`Component::layer`].
@@ -232,7 +233,7 @@ impl Health {
         R: Into<Report>,
     {
         let (name, ask): (String, Ask) = (name.into(), Arc::new(move || report().into()));
-        let mut reports = self.0.reports.write().unwrap_or_else(PoisonError::into_inner);
+        let mut reports = write(&self.0.reports);
         let old = match reports.iter_mut().find(|(known, _)| *known == name) {
             Some((_, known)) => Some(std::mem::replace(known, ask)),
             None => {
@@ -244,28 +245,34 @@ impl Health {
         // A stranger's destructor runs where nothing is locked.
         drop(reports);
         drop(old);
-        self.0.changes.send_replace(());
+        self.0.changes.tell();
     }
 
     /// What all reports say. One that asks for them itself gets none.
     fn reports(&self) -> Vec<(String, Report)> {
         thread_local!(static ASKING: Cell<bool> = const { Cell::new(false) });
+        /// Whatever happens, this thread asks no more afterwards.
+        struct Asking;
+        impl Drop for Asking {
+            fn drop(&mut self) {
+                ASKING.set(false);
+            }
+        }
         if ASKING.replace(true) {
             return Vec::new();
         }
-        let reports = self.0.reports.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let _asking = Asking;
+        let reports = read(&self.0.reports).clone();
         let ask = |(name, ask): (String, Ask)| {
             let report = catch_unwind(AssertUnwindSafe(|| ask()))
                 .unwrap_or_else(|panic| Report::new(State::Unhealthy).says(panicked(&*panic)));
             (name, report)
         };
-        let told = reports.into_iter().map(ask).collect();
-        ASKING.set(false);
-        told
+        reports.into_iter().map(ask).collect()
     }
 
     pub(crate) fn has_reports(&self) -> bool {
-        !self.0.reports.read().unwrap_or_else(PoisonError::into_inner).is_empty()
+        !read(&self.0.reports).is_empty()
     }
 
     /// How the whole fares now: unhealthy if a [required](Component::required) component is or all components and reports
@@ -305,19 +312,19 @@ impl Health {
 
     /// How often a component was not ejected because too many were out.
     pub fn ejections_refused(&self) -> u64 {
-        self.0.roster.as_ref().map_or(0, |roster| lock(roster).overflow())
+        self.0.roster.as_ref().map_or(0, |roster| roster.overflow())
     }
 
     pub(crate) fn panics(&self, now: u64) -> bool {
         let Some(roster) = &self.0.roster else { return false };
-        let up = self.all().iter().filter(|watched| watched.is_up(now)).count();
-        lock(roster).panics(up)
+        let up = read(&self.0.components).iter().filter(|watched| watched.is_up(now)).count();
+        roster.panics(up)
     }
 
     /// From now on it is going away: not ready, though what is under way goes on.
     pub fn drain(&self) {
         self.0.draining.store(true, Relaxed);
-        self.0.changes.send_replace(());
+        self.0.changes.tell();
     }
 
     /// Whether it is going away.
@@ -335,7 +342,7 @@ impl Health {
         Watch::new(self, name)
     }
 
-    pub(crate) fn changes(&self) -> watch::Receiver<()> {
+    pub(crate) fn changes(&self) -> tokio::sync::watch::Receiver<()> {
         self.0.changes.subscribe()
     }
 

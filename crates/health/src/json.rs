@@ -75,13 +75,20 @@ fn report(report: &Report) -> String {
     if let Some(says) = report.message() {
         out.text("output", says);
     }
+    // Names that are taken must not be said twice.
+    let mut taken: Vec<String> = ["componentType", "status", "state", "output"].map(str::to_owned).into();
     for (name, figure) in report.figures() {
-        match figure {
-            Figure::Count(count) => out.raw(name, &count.to_string()),
-            Figure::Number(number) => out.number(name, *number),
-            Figure::Text(text) => out.text(name, text),
-            Figure::Flag(flag) => out.raw(name, &flag.to_string()),
+        let mut name = name.to_owned();
+        while taken.contains(&name) {
+            name.push('_');
         }
+        match figure {
+            Figure::Count(count) => out.raw(&name, &count.to_string()),
+            Figure::Number(number) => out.number(&name, *number),
+            Figure::Text(text) => out.text(&name, text),
+            Figure::Flag(flag) => out.raw(&name, &flag.to_string()),
+        }
+        taken.push(name);
     }
     out.end()
 }

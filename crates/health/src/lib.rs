@@ -4,6 +4,7 @@
 
 mod active;
 mod call;
+mod changes;
 mod clock;
 mod component;
 mod eject;

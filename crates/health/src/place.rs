@@ -1,33 +1,36 @@
 //! A component's place among those that are ejected together.
 
 use std::sync::{
-    Arc, Mutex,
+    Arc,
     atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
 };
 
-use crate::{eject::Roster, watched::lock};
+use crate::eject::{Roster, Seat};
 
 #[derive(Debug)]
 pub(crate) struct Place {
-    roster: Arc<Mutex<Roster>>,
-    number: usize,
+    roster: Arc<Roster>,
+    seat: Seat,
     consecutive: u32,
     /// Failures in a row, since an ejection or a try of one.
     run: AtomicU32,
-    /// Until when it is out, or was the last time.
-    until: AtomicU64,
+    /// How often it was ejected at all.
+    ejections: AtomicU64,
 }
 
 impl Place {
-    /// One more in the roster, which has so many already.
-    pub(crate) fn join(roster: &Arc<Mutex<Roster>>, number: usize) -> Self {
-        let mut members = lock(roster);
-        members.join();
-        let (roster, consecutive) = (roster.clone(), members.consecutive());
-        Self { roster, number, consecutive, run: AtomicU32::new(0), until: AtomicU64::new(0) }
+    /// One more in the roster. They come one at a time.
+    pub(crate) fn join(roster: &Arc<Roster>) -> Self {
+        Self {
+            seat: roster.join(),
+            consecutive: roster.consecutive(),
+            roster: roster.clone(),
+            run: AtomicU32::new(0),
+            ejections: AtomicU64::new(0),
+        }
     }
 
-    /// It has failed. Whether that ejects it: only then there is a lock.
+    /// It has failed. Whether that ejects it.
     #[cold]
     pub(crate) fn fail(&self, now: u64) -> bool {
         // What is still under way when it is out tells nothing new.
@@ -35,13 +38,11 @@ impl Place {
             return false;
         }
         self.run.store(0, Relaxed);
-        let mut roster = lock(&self.roster);
-        // Others may have failed as often meanwhile.
-        let until = if self.until(now).is_some() { None } else { roster.eject(self.number, now) };
-        if let Some(until) = until {
-            self.until.store(until, Relaxed);
+        let ejected = self.roster.eject(&self.seat, now).is_some();
+        if ejected {
+            self.ejections.fetch_add(1, Relaxed);
         }
-        until.is_some()
+        ejected
     }
 
     pub(crate) fn succeed(&self) {
@@ -51,18 +52,17 @@ impl Place {
     /// Until when it is out, if it is.
     #[inline]
     pub(crate) fn until(&self, now: u64) -> Option<u64> {
-        Some(self.until.load(Relaxed)).filter(|until| now < *until)
+        self.seat.until(now)
     }
 
     /// How often it was ejected.
     pub(crate) fn ejections(&self) -> u64 {
-        lock(&self.roster).ejections(self.number)
+        self.ejections.load(Relaxed)
     }
 
     /// It is in, and nothing is held against it.
     pub(crate) fn forgive(&self) {
-        lock(&self.roster).forgive(self.number);
+        self.roster.forgive(&self.seat);
         self.run.store(0, Relaxed);
-        self.until.store(0, Relaxed);
     }
 }

@@ -13,10 +13,7 @@ use std::{
 use bartizan_core::BoxError;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::{
-    clock,
-    watched::{Watched, lock},
-};
+use crate::{clock, sync::lock, watched::Watched};
 
 type Answer = Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>;
 

@@ -31,7 +31,8 @@ impl Report {
         self
     }
 
-    /// Adds something to know: a number, a word, or whether.
+    /// Adds something to know: a number, a word, or whether. In the document of `/health` it has this name, with `_` at its
+    /// end if there is something of this name already.
     #[must_use]
     pub fn with(mut self, name: impl Into<String>, figure: impl Into<Figure>) -> Self {
         self.figures.push((name.into(), figure.into()));

@@ -244,13 +244,14 @@ impl Ejection {
         }
     }
 
-    /// The first time for `base`, and each time for as much longer, up to `max`.
+    /// The first time for `base`, and each time for as much longer, up to `max`: until the next whole millisecond.
     #[must_use]
     pub const fn times(self, base: Duration, max: Duration) -> Self {
         Self { base, max, ..self }
     }
 
-    /// At most so many percent of the components are out at once, from 0, which ejects nobody, to 100.
+    /// At most so many percent of the components are out at once, from 0, which ejects nobody, to 100. It is rounded down: 10 %
+    /// of nine components is none.
     #[must_use]
     pub const fn at_most(self, percent: u8) -> Self {
         Self { at_most: percent, ..self }

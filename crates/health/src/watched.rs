@@ -3,18 +3,19 @@
 use std::{
     fmt,
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Mutex,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
 
 use bartizan_core::Class;
-use tokio::{sync::watch, task::AbortHandle, time::Instant};
+use tokio::{task::AbortHandle, time::Instant};
 
 use crate::{
     State,
     active::{Glance, Probes},
+    changes::Changes,
     clock::{self, Epoch, nanos},
     fault::{Classes, Fault, Last, LastError, Text},
     histogram::Recent,
@@ -22,6 +23,7 @@ use crate::{
     prober::Ask,
     settings::{Active, Passive},
     stats::{Latency, Stats, Totals},
+    sync::lock,
     window::{BUCKETS, Turn, Window},
 };
 
@@ -30,7 +32,7 @@ pub(crate) struct Watched {
     pub(crate) name: Box<str>,
     epoch: Epoch,
     /// Whoever waits for changes is told here.
-    changes: watch::Sender<()>,
+    changes: Changes,
     window: Window,
     pub(crate) latency: Recent,
     pub(crate) first_frame: Recent,
@@ -69,7 +71,7 @@ impl Watched {
     pub(crate) fn new(
         name: &str,
         epoch: Epoch,
-        changes: watch::Sender<()>,
+        changes: Changes,
         passive: &Passive,
         active: &Active,
         pool: Option<Place>,
@@ -94,7 +96,7 @@ impl Watched {
             glance: AtomicU64::new(Glance::UNKNOWN.to_bits()),
             draining: AtomicBool::new(false),
             required: AtomicBool::new(false),
-            classes: Classes::default(),
+            classes: Classes::new(),
             last: Last::new(),
             ask: Mutex::default(),
         }
@@ -135,7 +137,7 @@ impl Watched {
             self.failures.fetch_add(1, Relaxed);
             self.run.fetch_add(1, Relaxed);
             if self.pool.as_ref().is_some_and(|place| place.fail(now)) {
-                self.changes.send_replace(());
+                self.changes.tell();
             }
         } else if self.run.load(Relaxed) > 0 {
             self.run.store(0, Relaxed);
@@ -202,7 +204,7 @@ impl Watched {
         let change =
             |standing: u64| (State::of_bits(standing) != state).then(|| stand(state, at.max(standing >> 2)));
         if self.standing.fetch_update(Relaxed, Relaxed, change).is_ok() {
-            self.changes.send_replace(());
+            self.changes.tell();
         }
     }
 
@@ -227,7 +229,7 @@ impl Watched {
     }
 
     #[cfg(all(test, not(loom)))]
-    pub(crate) fn hold_probes(&self) -> MutexGuard<'_, Probes> {
+    pub(crate) fn hold_probes(&self) -> std::sync::MutexGuard<'_, Probes> {
         lock(&self.probes)
     }
 
@@ -238,7 +240,7 @@ impl Watched {
 
     pub(crate) fn drain(&self, draining: bool) {
         if self.draining.swap(draining, Relaxed) != draining {
-            self.changes.send_replace(());
+            self.changes.tell();
         }
     }
 
@@ -248,7 +250,7 @@ impl Watched {
 
     pub(crate) fn require(&self) {
         self.required.store(true, Relaxed);
-        self.changes.send_replace(());
+        self.changes.tell();
     }
 
     pub(crate) fn is_required(&self) -> bool {
@@ -264,6 +266,16 @@ impl Watched {
     #[inline]
     pub(crate) fn is_up(&self, now: u64) -> bool {
         !self.is_draining() && self.ejected(now).is_none() && self.state(now) != State::Unhealthy
+    }
+
+    /// When it can be asked again if nothing comes any more. `None` if time alone does not bring that about.
+    pub(crate) fn up_again(&self, now: u64) -> Option<u64> {
+        if self.is_draining() || self.glance().at(now) == Some(State::Unhealthy) {
+            return None;
+        }
+        let look = self.window.look(now);
+        let lapses = look.lapses.filter(|_| look.verdict == State::Unhealthy);
+        lapses.max(self.ejected(now)).filter(|at| *at > now)
     }
 
     /// When time changes its state, or lets it in again, if nothing comes any more.
@@ -284,7 +296,7 @@ impl Watched {
         self.run.store(0, Relaxed);
         self.pool.iter().for_each(Place::forgive);
         self.probes(|probes, _| probes.reset());
-        self.changes.send_replace(());
+        self.changes.tell();
     }
 
     pub(crate) fn stats(&self, now: u64) -> Stats {
@@ -333,10 +345,6 @@ impl Watched {
 /// 62 bits of nanoseconds are a hundred years.
 fn stand(state: State, since: u64) -> u64 {
     state as u64 | since << 2
-}
-
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl fmt::Debug for Watched {

@@ -205,6 +205,34 @@ async fn shedding_refuses_until_the_window_is_empty() {
     assert_eq!((totals.refused, totals.failures, totals.successes), (1, 2, 1));
 }
 
+/// A refusal says when it can be asked again, not when anything changes: probes say nothing of that.
+#[tokio::test(start_paused = true)]
+async fn a_refusal_says_when_all_that_holds_it_back_is_over() {
+    let passive = Passive::new().window(64 * SECOND).min_requests(4).unhealthy(50);
+    let ejection = Ejection::after(2).times(10 * SECOND, 200 * SECOND).at_most(50).panic_below(0);
+    let health = Health::with(Settings::new().passive(passive).ejection(ejection));
+    health.component("other");
+    let component = health.component("it");
+    let refused = async || {
+        let error = component.layer().shed().layer(Inner).oneshot(Then::Answer).await.unwrap_err();
+        Rejected::find(&*error).unwrap().retry_after()
+    };
+    fail(&health, "it", 2);
+    assert_eq!(refused().await, RetryAfter::After(10 * SECOND), "ejected");
+    fail(&health, "it", 2);
+    assert_eq!(component.state(), State::Unhealthy);
+    let RetryAfter::After(wait) = refused().await else { panic!("it says when") };
+    assert!(wait > 59 * SECOND && wait <= 64 * SECOND, "the window is empty later: {wait:?}");
+
+    for _ in 0..3 {
+        assert!(component.start_probe().unwrap().failed(&"dead"));
+    }
+    assert_eq!(refused().await, RetryAfter::Unknown, "a probe must be good first");
+    let probe = component.start_probe();
+    assert_eq!(refused().await, RetryAfter::Unknown, "also while one is under way");
+    drop(probe);
+}
+
 fn pool(names: &[&str]) -> Health {
     let ejection = Ejection::after(3).times(10 * SECOND, 20 * SECOND).at_most(50).panic_below(50);
     let health = Health::with(Settings::new().passive(Passive::none()).ejection(ejection));
@@ -300,6 +328,18 @@ fn reports_may_panic_and_ask_for_themselves() {
     }
     health.report("panics", || State::Healthy);
     assert_eq!((health.summary().reports.len(), health.state()), (2, State::Healthy));
+
+    // What is thrown may panic itself when it is dropped. Whoever looks next sees all the same.
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("it goes on")
+        }
+    }
+    health.report("panics", || -> Report { std::panic::panic_any(Bomb) });
+    assert!(catch_unwind(AssertUnwindSafe(|| health.summary())).is_err());
+    health.report("panics", || State::Healthy);
+    assert_eq!(health.summary().reports.len(), 2);
 }
 
 /// A component of its own settings, and one name for one state.

@@ -10,7 +10,7 @@ use std::{
 use bartizan_core::{BoxError, Class, RetryAfter};
 use bartizan_health::{Fault, Health, Report, State};
 use bytes::Bytes;
-use futures_util::{StreamExt, stream};
+use futures_util::{FutureExt, StreamExt, stream};
 use http::{Method, Request, Response};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Full, StreamBody};
@@ -127,6 +127,33 @@ async fn the_document_is_json_whatever_names_there_are() {
     assert_eq!((status, &serde_json::from_str::<Value>(&body).unwrap()["status"]), (503, &json!("fail")));
 }
 
+/// Whatever a report calls its figures, the document says what it has to say, and says it once.
+#[tokio::test]
+async fn figures_have_names_of_their_own() {
+    let health = Health::new();
+    health.report("breaker", || {
+        let report = Report::new(State::Degraded).says("half-open");
+        report
+            .with("status", "open")
+            .with("state", "open")
+            .with("output", 1)
+            .with("opens", 2)
+            .with("opens", 3)
+    });
+    let (_, body) = get(&health, "/health").await;
+    for name in ["status", "state", "output", "opens"] {
+        // The whole has a status, too.
+        let times = body.matches(&format!("\"{name}\":")).count();
+        assert_eq!(times, if name == "status" { 2 } else { 1 }, "{name} in {body}");
+    }
+    let told: Value = serde_json::from_str(&body).unwrap();
+    let expected = json!({
+        "componentType": "report", "status": "warn", "state": "degraded", "output": "half-open",
+        "status_": "open", "state_": "open", "output_": 1, "opens": 2, "opens_": 3,
+    });
+    assert_eq!(told["checks"]["breaker"][0], expected);
+}
+
 #[tokio::test]
 async fn only_get_and_head_of_three_paths() {
     let health = Health::new();
@@ -191,6 +218,27 @@ async fn a_stream_has_a_first_frame_and_an_end() {
     let stats = health.component("it").stats();
     assert_eq!((stats.totals.failures, stats.totals.cancelled, stats.totals.successes), (2, 1, 1));
     assert_eq!(stats.errors, [("error", 1), ("http_503", 1)]);
+}
+
+/// A body that panics is a failure, as whatever panics below is.
+#[tokio::test]
+async fn a_body_that_panics_has_failed() {
+    let health = Health::new();
+    let inner = service_fn(async |()| {
+        let frames = stream::iter([Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"a")))]);
+        let panics = stream::poll_fn(|_| -> std::task::Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            panic!("in the middle")
+        });
+        Ok::<_, Infallible>(Response::new(StreamBody::new(frames.chain(panics))))
+    });
+    let mut body = health.layer("it").until_body_end().layer(inner).oneshot(()).await.unwrap().into_body();
+    assert!(body.frame().await.unwrap().is_ok());
+    let next = std::panic::AssertUnwindSafe(|| body.frame().now_or_never().is_some());
+    assert!(std::panic::catch_unwind(next).is_err());
+    drop(body);
+    let stats = health.component("it").stats();
+    assert_eq!((stats.totals.failures, stats.totals.cancelled), (1, 0));
+    assert_eq!(stats.errors, [("panic", 1)]);
 }
 
 /// A client's mistake is no failure, and not told as an error.

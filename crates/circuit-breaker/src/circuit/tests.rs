@@ -103,3 +103,9 @@ fn no_lock_is_taken_to_refuse() {
     breaker.reset();
     assert_eq!((breaker.stats().refused, while_locked(&breaker)), (0, true));
 }
+
+/// What the documentation says.
+#[test]
+fn a_circuit_takes_what_it_takes() {
+    assert_eq!(size_of::<Circuit>(), 384);
+}

@@ -1,4 +1,4 @@
-//! Every interleaving of those who write the last error and those who read it.
+//! Every interleaving of those who write the last error, those who read it, and those who count classes.
 
 use loom::{sync::Arc, thread};
 
@@ -23,5 +23,46 @@ fn what_is_read_was_written_by_one() {
             writer.join().unwrap();
         }
         assert!(known(last.read()).is_some(), "one of them was written");
+    });
+}
+
+/// Two new classes and one of them twice, at once: each has its slot, and every one is counted.
+#[test]
+fn classes_that_come_for_the_first_time() {
+    loom::model(|| {
+        let classes = Arc::new(Classes::new());
+        let count = |class: &'static str| {
+            let classes = classes.clone();
+            thread::spawn(move || classes.count(class))
+        };
+        let threads = [count("one"), count("two")];
+        classes.count("one");
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        let mut all = classes.all();
+        all.sort_unstable();
+        assert_eq!(all, [("one", 2), ("two", 1)]);
+    });
+}
+
+/// More than there is room for: what has no slot is counted with the others.
+#[test]
+fn more_classes_than_slots() {
+    loom::model(|| {
+        let classes = Arc::new(Classes::new());
+        let count = |class: &'static str| {
+            let classes = classes.clone();
+            thread::spawn(move || classes.count(class))
+        };
+        let threads = [count("one"), count("two")];
+        classes.count("three");
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        let all = classes.all();
+        assert_eq!(all.len(), 3);
+        assert!(all.iter().all(|(_, count)| *count == 1), "{all:?}");
+        assert_eq!(all[2].0, "other");
     });
 }

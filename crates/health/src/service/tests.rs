@@ -5,11 +5,15 @@ use std::{
     time::Duration,
 };
 
-use bartizan_core::{Errors, UntilResponse};
+use bartizan_core::{Class, Errors, RetryAfter, UntilResponse};
 use tower_layer::Layer;
 
 use super::*;
-use crate::{Causes, Health, Passive, Settings, State, clock::readings, watched::lock};
+use crate::{
+    Causes, Ejection, Fault, Health, Passive, Settings, State,
+    clock::readings,
+    sync::{lock, locks},
+};
 
 type Layered = crate::HealthLayer<Errors, Causes, UntilResponse>;
 
@@ -58,23 +62,65 @@ fn a_call_reads_the_clock_twice() {
     assert!(refused.is_err() && read == 1, "{read}");
 }
 
-/// While others hold every lock that there is, calls pass, fail and are counted.
+/// Whatever becomes of calls: the first failure of a class, a verdict and the way back, ejections and one that the cap
+/// forbids take no lock. It would be counted, and others hold those of the components.
 #[test]
 fn a_call_takes_no_lock() {
-    let health = Health::new();
-    let layer = health.layer("it");
-    // The first failure of a class enters it into the table.
-    call(&layer, false).unwrap_err();
-    let watched = &layer.component().watched;
-    let held = (lock(&watched.ask), watched.hold_probes());
-    for good in [true, false, true] {
-        assert_eq!(call(&layer, good).is_ok(), good);
+    let passive = Passive::new().min_requests(2).degraded(20).unhealthy(50);
+    let ejection = Ejection::after(2).at_most(50);
+    let health = Health::with(Settings::new().passive(passive).ejection(ejection));
+    let layers = ["one", "other"].map(|name| health.layer(name).shed());
+    let held: Vec<_> = layers
+        .iter()
+        .map(|layer| {
+            let watched = &layer.component().watched;
+            (lock(&watched.ask), watched.hold_probes())
+        })
+        .collect();
+    for (layer, good) in layers.iter().zip([true, true]) {
+        assert_eq!(locks::during(|| call(layer, good).is_ok()), (good, 0));
+    }
+    let recorded = |layer: &Layered, class, fault| {
+        let took = Duration::from_millis(1);
+        let ((), taken) = locks::during(|| layer.component().record(class, took, fault));
+        assert_eq!(taken, 0, "{class:?}, {fault:?}");
+    };
+    let failure = Class::Failure(RetryAfter::Unknown);
+    for layer in &layers {
+        for class in ["timeout", "io", "timeout"] {
+            recorded(layer, failure, Some(Fault::new(class)));
+        }
+        recorded(layer, Class::Ignore, Some(Fault::new("refused")));
+        recorded(layer, Class::Success, None);
+    }
+    // More than there are places for.
+    for n in 0..WORDS.len() {
+        recorded(&layers[0], Class::Ignore, Some(Fault::new(&WORDS[n..=n])));
     }
     drop(held);
-    let stats = layer.component().stats();
-    assert_eq!((stats.totals.successes, stats.totals.failures), (2, 2));
-    assert_eq!(stats.errors, [("io", 2)]);
-    assert_eq!(stats.latency.count, 4);
+
+    let [one, other] = layers.map(|layer| layer.component().stats());
+    assert_eq!([one.state, other.state], [State::Unhealthy; 2]);
+    assert_eq!((one.ejections, other.ejections, health.ejections_refused()), (1, 0, 1));
+    assert_eq!(other.errors, [("timeout", 2), ("io", 1), ("refused", 1)]);
+    assert_eq!(one.errors.last(), Some(&("other", 36 - 28)));
+}
+
+const WORDS: &str = "0123456789abcdefghijklmnopqrstuvwxyz";
+
+/// Whoever watches is told of changes, which takes a lock, and of nothing else.
+#[test]
+fn only_a_change_that_somebody_watches_takes_a_lock() {
+    let health = Health::with(Settings::new().passive(Passive::new().min_requests(2).unhealthy(50)));
+    let component = health.component("it");
+    let watch = health.watch(Some("it"));
+    let record = |class| locks::during(|| component.record(class, Duration::ZERO, None)).1;
+    let failure = Class::Failure(RetryAfter::Unknown);
+    assert_eq!([failure, failure, failure].map(record), [0, 1, 0]);
+    drop(watch);
+    assert_eq!(component.state(), State::Unhealthy);
+    assert_eq!((0..9).map(|_| record(Class::Success)).sum::<u64>(), 0);
+    assert_ne!(component.state(), State::Unhealthy);
 }
 
 /// One instant for all that is counted of a call: its latency ends where its outcome stands in the window.
@@ -82,7 +128,7 @@ fn a_call_takes_no_lock() {
 async fn a_latency_ends_where_its_outcome_stands() {
     let health = Health::with(Settings::new().passive(Passive::new().window(Duration::from_secs(16))));
     let component = health.component("it");
-    component.record(bartizan_core::Class::Success, Duration::from_secs(3), None);
+    component.record(Class::Success, Duration::from_secs(3), None);
     let stats = component.stats();
     assert_eq!((stats.requests, stats.state), (1, State::Healthy));
     assert_eq!(stats.latency.mean, Some(Duration::from_secs(3)));
