@@ -34,6 +34,7 @@ def tell_error(error):
         retry_after=headers.get("retry-after"),
         should_retry=headers.get("x-should-retry"),
         attempts=headers.get("x-bartizan-attempts"),
+        validation=headers.get("x-bartizan-validation"),
     )
 
 
@@ -157,6 +158,38 @@ def streams_with_fallbacks(client, model):
     """One each time the judge has told the upstreams what to do."""
     for _ in sys.stdin:
         stream_with_fallbacks(client, model)
+
+
+def guarded(client, model, text, **more):
+    """Plain and streamed: what the head says of rules that were broken, and then the text or the error."""
+    for options in [{}, {"stream": True}]:
+        messages = [{"role": "user", "content": text}]
+        try:
+            answer = client.chat.completions.with_raw_response.create(
+                model=model, messages=messages, **options, **more
+            )
+            tell(validation=answer.headers.get("x-bartizan-validation"))
+            if not options:
+                tell(content=answer.parse().choices[0].message.content)
+                continue
+            for event in answer.parse():
+                tell_event(event)
+            tell(ended=True)
+        except openai.APIError as error:
+            tell_error(error)
+
+
+def guarded_chats(client, _):
+    """Of each model and text that the judge names."""
+    for line in sys.stdin:
+        asked = json.loads(line)
+        guarded(client, asked["model"], asked["text"])
+
+
+def structured_chats(client, model):
+    schema = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
+    form = {"type": "json_schema", "json_schema": {"name": "person", "schema": schema}}
+    guarded(client, model, "How old is she?", response_format=form)
 
 
 def long_chat(client, model):

@@ -35,5 +35,7 @@ pub fn subjects() -> Vec<Arc<dyn Subject>> {
         Arc::new(health::Shedding),
         Arc::new(validate::Heads),
         Arc::new(validate::Guarding),
+        Arc::new(validate::Asking),
+        Arc::new(validate::Gathering),
     ]
 }

@@ -663,3 +663,158 @@ async fn all_upstreams_are_dead() {
     assert_eq!(mocks.each_ref().map(Mock::calls), [3, 2, 0]);
     gateway.stop().await;
 }
+
+/// A card's number, which no error, header or event may repeat.
+const CARD: &str = "4111 1111 1111 1111";
+
+/// Rules of each severity for requests, one for answers, and models at each level.
+async fn guarded(script: Script) -> (Gateway, Mock) {
+    let (mock, upstream) = mock().await;
+    mock.script_always(script);
+    let models = [
+        ("strict", "validation_level = \"strict\""),
+        ("moderate", ""),
+        ("lenient", "validation_level = \"lenient\""),
+        ("reports", "validation_action = \"report\""),
+        ("off", "validation = false"),
+    ];
+    let rule = |name, side, more| format!("[[rule]]\nname = \"{name}\"\nside = \"{side}\"\n{more}\n");
+    let rules = [
+        rule("polite", "request", "severity = \"warn\"\ndeny = '(?i)at once'"),
+        rule("cards", "request", "pii = [\"cards\"]"),
+        rule("weapons", "request", "severity = \"safety\"\nterms = [\"trebuchet\"]"),
+        rule("size", "request", "max_bytes = 1000"),
+        rule("codenames", "answer", "severity = \"safety\"\nterms = [\"red door\"]"),
+        "[validation]\nwindow_bytes = 16\noverlap_bytes = 64\nwindow_ms = 10_000\n".to_owned(),
+    ];
+    let models: Vec<_> = models.iter().map(|(name, more)| model(name, upstream, more)).collect();
+    (Gateway::start("", &[models.concat(), rules.concat()]).await, mock)
+}
+
+impl Client {
+    /// Asks a model plain and streamed, and returns what the client saw of each.
+    async fn guarded(&mut self, model: &str, text: &str) -> [Vec<Value>; 2] {
+        let asked = json!({"model": model, "text": text}).to_string();
+        self.stdin.write_all(format!("{asked}\n").as_bytes()).await.unwrap();
+        let mut plain = vec![self.line().await];
+        if plain[0].get("raised").is_none() {
+            plain.push(self.line().await);
+        }
+        let mut stream = Vec::new();
+        loop {
+            stream.push(self.line().await);
+            let last = stream.last().unwrap();
+            if last.get("ended").is_some() || last.get("raised").is_some() {
+                return [plain, stream];
+            }
+        }
+    }
+}
+
+/// Every level, plain and streamed: who is refused learns each rule and place, and whoever passes finds them in the head.
+#[tokio::test]
+async fn requests_that_break_rules() {
+    let (gateway, mock) = guarded(Script::new().text("fine")).await;
+    let mut client = Client::start(&gateway, "guarded_chats", "-").await;
+    let long = "x".repeat(1_000);
+    let (passes, reports, policy, form) = (0, 1, 422, 400);
+    let mut calls = 0;
+    for (text, rule, is, outcomes) in [
+        ("hello", "", "", [passes, passes, passes, passes, passes]),
+        ("at once!", "polite", "warn", [policy, reports, reports, reports, passes]),
+        (CARD, "cards", "error", [policy, policy, reports, reports, passes]),
+        ("a trebuchet", "weapons", "safety", [policy, policy, policy, reports, passes]),
+        (&long, "size", "error", [form, form, reports, reports, passes]),
+    ] {
+        for (model, outcome) in ["strict", "moderate", "lenient", "reports", "off"].into_iter().zip(outcomes)
+        {
+            let at = if rule == "size" { "" } else { "/messages/0/content" };
+            for seen in client.guarded(model, text).await {
+                assert!(!seen.iter().any(|line| line.to_string().contains(CARD)), "{seen:?}");
+                if outcome >= 400 {
+                    let [error] = &seen[..] else { panic!("{seen:?}") };
+                    let (class, code, param) = if outcome == policy {
+                        ("UnprocessableEntityError", "content_policy_violation", json!("messages[0].content"))
+                    } else {
+                        ("BadRequestError", "validation_failed", json!(null))
+                    };
+                    let fields = json!({
+                        "status": outcome, "type": "invalid_request_error", "code": code, "param": param,
+                        "should_retry": "false", "validation": null,
+                    });
+                    assert_raised(error, class, &fields);
+                    let place = if at.is_empty() { String::new() } else { format!(" at {at}") };
+                    assert_message(error, &format!("rule \"{rule}\"{place}: "));
+                    continue;
+                }
+                calls += 1;
+                let told = match (outcome == reports, at) {
+                    (false, _) => json!(null),
+                    (true, "") => json!(format!("\"{rule}\";is={is}")),
+                    (true, at) => json!(format!("\"{rule}\";at=\"{at}\";is={is}")),
+                };
+                assert_eq!(seen[0], json!({"validation": told}), "{model} {rule}");
+                let text = seen[1]["content"].as_str().map_or_else(|| contents(&seen), ToOwned::to_owned);
+                assert_eq!(text, "fine", "{seen:?}");
+            }
+            assert_eq!(mock.calls(), calls, "a refused request is sent to nobody");
+        }
+    }
+    drop(client);
+    gateway.stop().await;
+}
+
+/// A whole answer is a 502; of a stream the client gets the windows before, and an exception instead of the next.
+#[tokio::test]
+async fn answers_that_break_rules() {
+    let (gateway, mock) =
+        guarded(Script::new().text("there is no harm in this; behind the red door however")).await;
+    let mut client = Client::start(&gateway, "guarded_chats", "-").await;
+    for model in ["strict", "moderate", "lenient"] {
+        let [plain, stream] = client.guarded(model, "hello").await;
+        let [error] = &plain[..] else { panic!("{plain:?}") };
+        let fields =
+            json!({"status": 502, "type": "api_error", "code": "content_filter", "should_retry": "false"});
+        assert_raised(error, "InternalServerError", &fields);
+        assert_message(error, "rule \"codenames\" at /choices/0/message/content: ");
+
+        let (error, events) = stream.split_last().unwrap();
+        assert_raised(error, "APIError", &json!({"status": null, "code": "content_filter"}));
+        assert_message(error, "rule \"codenames\": a term that must not be there is there");
+        let text = contents(events);
+        assert!(text.starts_with("there is no harm") && !text.contains("red"), "{text:?}");
+    }
+    for (model, told) in [
+        ("reports", json!("\"codenames\";at=\"/choices/0/message/content\";is=safety")),
+        ("off", json!(null)),
+    ] {
+        let [plain, stream] = client.guarded(model, "hello").await;
+        assert_eq!(plain[0], json!({"validation": told}));
+        assert!(plain[1]["content"].as_str().unwrap().contains("red door"), "{plain:?}");
+        assert!(contents(&stream).contains("red door"), "{stream:?}");
+    }
+    assert_eq!(mock.calls(), 10);
+    drop(client);
+    gateway.stop().await;
+}
+
+/// The client's own `response_format`, held to it.
+#[tokio::test]
+async fn answers_of_the_wrong_form() {
+    let structured = "[validation]\nstructured_output = true";
+    let (seen, _) = run_limited(structured, Script::new().text(r#"{"age": 7}"#), "structured_chats").await;
+    assert_eq!(seen[1], json!({"content": r#"{"age": 7}"#}));
+    assert_eq!(
+        (contents(&seen[3..]).as_str(), seen.last()),
+        (r#"{"age": 7}"#, Some(&json!({"ended": true})))
+    );
+
+    let (seen, _) = run_limited(structured, Script::new().text(r#"{"age": "7"}"#), "structured_chats").await;
+    let [plain, head, events @ .., stream] = &seen[..] else { panic!("{seen:?}") };
+    let words = "rule \"structured_output\" at /choices/0/message/content/age: the value is not of type";
+    assert_raised(plain, "InternalServerError", &json!({"status": 502, "code": "invalid_answer"}));
+    assert_message(plain, words);
+    assert_eq!(*head, json!({"validation": null}));
+    assert_raised(stream, "APIError", &json!({"status": null, "code": "invalid_answer"}));
+    assert!(events.iter().all(|event| event["finish"].is_null()), "no good end: {events:?}");
+}

@@ -58,6 +58,12 @@ impl Asked {
         (head.headers, body)
     }
 
+    async fn says(&mut self, model: &str, text: &str, more: &str) -> (HeaderMap, String) {
+        let body =
+            format!(r#"{{"model":"{model}","messages":[{{"role":"user","content":"{text}"}}]{more}}}"#);
+        self.ask(Method::POST, "/v1/chat/completions", &[], body).await
+    }
+
     async fn chat(&mut self, model: &str, headers: &[(&str, &str)]) -> (HeaderMap, String) {
         let body = format!(r#"{{"model":"{model}","messages":[{{"role":"user","content":"Hello"}}]}}"#);
         self.ask(Method::POST, "/v1/chat/completions", headers, body).await
@@ -97,6 +103,37 @@ name = "dead-with-fallback"
 upstream = "openai"
 base_url = "http://{nobody}/v1"
 fallbacks = ["mock-small"]
+[validation]
+enabled = false
+[[rule]]
+name = "cards"
+side = "request"
+pii = ["cards"]
+[[rule]]
+name = "codenames"
+side = "answer"
+terms = ["nightfall"]
+[[rule]]
+name = "moderation"
+side = "request"
+moderation_url = "http://{nobody}/v1"
+[[model]]
+name = "guarded"
+upstream = "mock"
+validation = true
+validation_rules = ["cards", "codenames"]
+structured_output = true
+[[model]]
+name = "reports"
+upstream = "mock"
+validation = true
+validation_action = "report"
+validation_rules = ["cards"]
+[[model]]
+name = "moderated"
+upstream = "mock"
+validation = true
+validation_rules = ["moderation"]
 "#
     ));
     let (app, mock) = App::new(config).await.unwrap();
@@ -122,6 +159,18 @@ fallbacks = ["mock-small"]
     quoted(&format!("x-bartizan-served-by: {}\n", head["x-bartizan-served-by"].to_str().unwrap()));
     let (head, _) = asked.chat("dead-with-fallback", &[("x-bartizan-fallback", "off")]).await;
     assert!(!head.contains_key("x-bartizan-attempts"));
+    quoted(&asked.says("guarded", "4111 1111 1111 1111", "").await.1);
+    for (model, text, more, code) in [
+        ("guarded", "nightfall", "", "content_filter"),
+        ("guarded", "hello", r#","response_format":{"type":"json_object"}"#, "invalid_answer"),
+        ("guarded", "hello", r#","n":1,"n":2"#, "validation_failed"),
+        ("moderated", "hello", "", "validation_unavailable"),
+    ] {
+        let (_, body) = asked.says(model, text, more).await;
+        assert!(body.ends_with(&format!("\"code\":\"{code}\"}}}}")), "{body}");
+    }
+    let (head, _) = asked.says("reports", "4111 1111 1111 1111", "").await;
+    quoted(&format!("`x-bartizan-validation: {}`", head["x-bartizan-validation"].to_str().unwrap()));
     let nope = asked.chat("nope", &[]).await.1.replace("\\\"", "\"");
     quoted(nope.split_once("\"message\":\"").unwrap().1.split_once("\",\"type\"").unwrap().0);
     for path in [
@@ -140,8 +189,8 @@ fallbacks = ["mock-small"]
         quoted(path);
     }
 
-    // What only upstreams with keys and quotas say, and a field of requests.
-    asked.said += "invalid_api_key insufficient_quota encoding_format";
+    // What only upstreams with keys and quotas say, and fields of requests.
+    asked.said += "invalid_api_key insufficient_quota encoding_format max_tokens";
     let mut named = 0;
     let code = |word: &&str| word.contains('_') && word.chars().all(|c| c.is_ascii_lowercase() || c == '_');
     for word in GUIDE.split('`').skip(1).step_by(2).filter(code) {

@@ -18,7 +18,7 @@ use crate::{BoxError, Rejected, RejectionKind, RejectionLayer, RetryAfter, rejec
 /// | `Invalid` | 3 `INVALID_ARGUMENT` |
 /// | `Deadline` | 4 `DEADLINE_EXCEEDED` |
 /// | `Conflict` | 10 `ABORTED` |
-/// | `Panicked`, `Protocol` | 13 `INTERNAL` |
+/// | `InvalidAnswer`, `Panicked`, `Protocol` | 13 `INTERNAL` |
 ///
 /// A `tonic::Status` in the chain is given as it is; anything else is 13 `INTERNAL` without its text.
 ///
@@ -77,6 +77,7 @@ fn of_kind(kind: RejectionKind) -> Code {
         RejectionKind::Invalid => Code::InvalidArgument,
         RejectionKind::Deadline => Code::DeadlineExceeded,
         RejectionKind::Conflict => Code::Aborted,
-        RejectionKind::Panicked | RejectionKind::Protocol => Code::Internal,
+        // Not one of those that clients try again by themselves: the answer costs as much a second time.
+        RejectionKind::InvalidAnswer | RejectionKind::Panicked | RejectionKind::Protocol => Code::Internal,
     }
 }

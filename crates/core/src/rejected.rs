@@ -210,8 +210,11 @@ pub enum RejectionKind {
     QueueTimeout,
     /// The circuit breaker is open, or half-open with all its probes taken.
     CircuitOpen,
-    /// The request or the response breaks a rule.
+    /// The request breaks a rule.
     Invalid,
+    /// The answer of the service below breaks a rule. It says nothing about whether that service works: what a caller asks
+    /// for decides what is answered, and no caller shall open a breaker for all others.
+    InvalidAnswer,
     /// The component is known to be down.
     Unhealthy,
     /// Every target was tried and failed.
@@ -245,6 +248,7 @@ impl RejectionKind {
             | Self::QueueTimeout
             | Self::CircuitOpen
             | Self::Invalid
+            | Self::InvalidAnswer
             | Self::Unhealthy
             | Self::Conflict
             | Self::Lagged
@@ -262,6 +266,7 @@ impl fmt::Display for RejectionKind {
             Self::QueueTimeout => "waited too long in the queue",
             Self::CircuitOpen => "circuit open",
             Self::Invalid => "invalid",
+            Self::InvalidAnswer => "the answer is invalid",
             Self::Unhealthy => "unhealthy",
             Self::Exhausted => "every target failed",
             Self::Deadline => "out of time",
@@ -325,6 +330,7 @@ mod tests {
             K::QueueTimeout,
             K::CircuitOpen,
             K::Invalid,
+            K::InvalidAnswer,
             K::Unhealthy,
             K::Conflict,
             K::Lagged,

@@ -27,7 +27,7 @@ use crate::{BoxError, Rejected, RejectionKind, RetryAfter, headers, rejected::ch
 /// | `ExceedsCapacity` | 413 |
 /// | `RateLimited`, `QueueFull`, `QueueTimeout` | 429 |
 /// | `Panicked` | 500 |
-/// | `Exhausted`, `Protocol` | 502 |
+/// | `Exhausted`, `InvalidAnswer`, `Protocol` | 502 |
 /// | `CircuitOpen`, `Unhealthy`, `Lagged`, `Closed` | 503 |
 /// | `Deadline` | 504 |
 ///
@@ -269,6 +269,7 @@ fn of_kind(kind: RejectionKind) -> (StatusCode, &'static str) {
         RejectionKind::QueueTimeout => (StatusCode::TOO_MANY_REQUESTS, "queue_timeout"),
         RejectionKind::CircuitOpen => (StatusCode::SERVICE_UNAVAILABLE, "circuit_open"),
         RejectionKind::Invalid => (StatusCode::BAD_REQUEST, "invalid"),
+        RejectionKind::InvalidAnswer => (StatusCode::BAD_GATEWAY, "invalid_answer"),
         RejectionKind::Unhealthy => (StatusCode::SERVICE_UNAVAILABLE, "unhealthy"),
         RejectionKind::Exhausted => (StatusCode::BAD_GATEWAY, "exhausted"),
         RejectionKind::Deadline => (StatusCode::GATEWAY_TIMEOUT, "deadline"),

@@ -13,13 +13,14 @@ use http_body_util::{BodyExt, Full};
 use serde_json::{Value, json};
 use tower::{Layer, Service, service_fn};
 
-const KINDS: [(RejectionKind, u16, tonic::Code); 14] = [
+const KINDS: [(RejectionKind, u16, tonic::Code); 15] = [
     (RejectionKind::RateLimited, 429, tonic::Code::ResourceExhausted),
     (RejectionKind::ExceedsCapacity, 413, tonic::Code::ResourceExhausted),
     (RejectionKind::QueueFull, 429, tonic::Code::ResourceExhausted),
     (RejectionKind::QueueTimeout, 429, tonic::Code::ResourceExhausted),
     (RejectionKind::CircuitOpen, 503, tonic::Code::Unavailable),
     (RejectionKind::Invalid, 400, tonic::Code::InvalidArgument),
+    (RejectionKind::InvalidAnswer, 502, tonic::Code::Internal),
     (RejectionKind::Unhealthy, 503, tonic::Code::Unavailable),
     (RejectionKind::Exhausted, 502, tonic::Code::Unavailable),
     (RejectionKind::Deadline, 504, tonic::Code::DeadlineExceeded),

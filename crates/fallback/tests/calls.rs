@@ -179,8 +179,15 @@ async fn a_response_can_be_a_failure() {
 async fn refusals_of_other_layers_move_on_but_for_what_is_wrong_with_the_request() {
     use RejectionKind as K;
     let wait = RetryAfter::After(9 * SECOND);
-    for kind in [K::CircuitOpen, K::RateLimited, K::QueueFull, K::Exhausted, K::Deadline, K::ExceedsCapacity]
-    {
+    for kind in [
+        K::CircuitOpen,
+        K::RateLimited,
+        K::QueueFull,
+        K::Exhausted,
+        K::Deadline,
+        K::ExceedsCapacity,
+        K::InvalidAnswer,
+    ] {
         let (a, b) = (Upstream::refuses(kind, wait), Upstream::works("b"));
         let fallback = abc();
         let service = chain(&fallback, [&a, &b, &b]);

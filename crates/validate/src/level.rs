@@ -31,7 +31,7 @@ impl Level {
     }
 }
 
-/// What becomes of a call when a rule itself fails: when it panics.
+/// What becomes of a call when a rule itself fails: when it panics, or is a service that does not answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum OnRuleError {
     /// It is refused: nobody knows whether it is good.

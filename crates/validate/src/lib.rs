@@ -4,8 +4,11 @@
 
 mod answers;
 mod future;
+#[cfg(feature = "service")]
+mod inquiry;
 mod layer;
 mod level;
+mod pending;
 mod report;
 mod rule;
 mod rules;
@@ -17,15 +20,17 @@ mod http;
 #[cfg(feature = "json")]
 mod json;
 
-pub use answers::{Answers, Unchecked, Values};
-pub use future::ResponseFuture;
+pub use answers::{Answers, Asked, Judging, Unchecked, Values};
+pub use future::{ResponseFuture, Waiting};
 #[cfg(feature = "http")]
 pub use http::{
-    Bodies, Checked, Checking, InvalidPattern, Message, Pattern, Pii, Terms, Window, content_type, max_bytes,
-    tail, text, well_formed,
+    Bodies, Checked, Checking, Gather, GatherLayer, Gathered, Gathering, InvalidPattern, Message, Pattern,
+    Pii, Terms, Window, content_type, max_bytes, tail, text, well_formed,
 };
+#[cfg(feature = "service")]
+pub use inquiry::Inquiry;
 #[cfg(feature = "json")]
-pub use json::{InvalidSchema, Json, Schema, at, strings};
+pub use json::{InvalidSchema, Json, ResponseFormat, Schema, Wanted, at, strings};
 pub use layer::ValidateLayer;
 pub use level::{Level, OnRuleError, Policy, Severity};
 pub use report::{Part, Report, Violation};

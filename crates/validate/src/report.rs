@@ -154,12 +154,25 @@ impl Report {
     }
 
     /// The refusal with this report as its source. The same request never passes, the same call may have a better answer.
-    pub(crate) fn into_error(self) -> BoxError {
-        let retry_after = match self.part {
-            Part::Request => RetryAfter::Never,
-            Part::Response => RetryAfter::Unknown,
+    ///
+    /// With `headers`, a response made from it says so, too.
+    pub(crate) fn into_error(self, headers: bool) -> BoxError {
+        let (kind, retry_after) = match self.part {
+            Part::Request => (RejectionKind::Invalid, RetryAfter::Never),
+            Part::Response => (RejectionKind::InvalidAnswer, RetryAfter::Unknown),
         };
-        Rejected::new(RejectionKind::Invalid, NAME).with_retry_after(retry_after).with_source(self).into()
+        let refusal = Rejected::new(kind, NAME).with_retry_after(retry_after);
+        #[cfg(feature = "http")]
+        let refusal = if headers {
+            let mut all = http::HeaderMap::new();
+            crate::http::set_header(&mut all, &self);
+            refusal.with_headers(all)
+        } else {
+            refusal
+        };
+        #[cfg(not(feature = "http"))]
+        let _ = headers;
+        refusal.with_source(self).into()
     }
 }
 

@@ -4,12 +4,17 @@ use std::{
     sync::Arc,
 };
 
-use crate::{Found, Part, Policy, Report, Rule, Severity, rule::Findings};
+use crate::{
+    Found, Part, Policy, Report, Rule, Severity,
+    pending::{Inquiring, Pending},
+    rule::Findings,
+};
 
 /// Rules with names and severities, asked in the order in which they were added.
 pub struct Rules<T: ?Sized> {
     checks: Vec<Box<dyn Check<T> + Send + Sync>>,
     max: usize,
+    waits: bool,
     on_report: Option<Tell<T>>,
 }
 
@@ -18,6 +23,16 @@ type Tell<T> = Box<dyn Fn(&mut T, &Report) + Send + Sync>;
 /// One rule, or several that look at the same part.
 pub(crate) trait Check<T: ?Sized> {
     fn run(&self, subject: &T, findings: &mut Findings);
+
+    /// Whether there is something to ask that takes its time.
+    fn waits(&self) -> bool {
+        false
+    }
+
+    /// Asks it, of a subject that is not refused so far.
+    fn inquire(&self, subject: &T, findings: &mut Findings, pending: &mut Vec<Pending>) {
+        let _ = (subject, findings, pending);
+    }
 }
 
 struct Named<R> {
@@ -28,19 +43,28 @@ struct Named<R> {
 
 impl<T: ?Sized, R: Rule<T>> Check<T> for Named<R> {
     fn run(&self, subject: &T, findings: &mut Findings) {
-        let found = &mut Found::new(findings, &self.name, self.severity);
-        // What a rule leaves half done is the rule's own: nothing of ours can be seen broken.
-        let checked = catch_unwind(AssertUnwindSafe(|| self.rule.check(subject, found)));
-        if checked.is_err() {
-            findings.failed(&self.name);
-        }
+        ask(findings, &self.name, self.severity, |found| self.rule.check(subject, found));
+    }
+}
+
+/// Asks a rule of this name, which may panic.
+pub(crate) fn ask(
+    findings: &mut Findings,
+    name: &Arc<str>,
+    severity: Severity,
+    check: impl FnOnce(&mut Found<'_>),
+) {
+    let found = &mut Found::new(findings, name, severity);
+    // What a rule leaves half done is the rule's own: nothing of ours can be seen broken.
+    if catch_unwind(AssertUnwindSafe(|| check(found))).is_err() {
+        findings.failed(name);
     }
 }
 
 impl<T: ?Sized> Rules<T> {
     /// No rules: everything passes.
     pub const fn new() -> Self {
-        Self { checks: Vec::new(), max: 64, on_report: None }
+        Self { checks: Vec::new(), max: 64, waits: false, on_report: None }
     }
 
     /// A rule of severity [`Severity::Warn`].
@@ -85,8 +109,27 @@ impl<T: ?Sized> Rules<T> {
     }
 
     pub(crate) fn add(mut self, check: impl Check<T> + Send + Sync + 'static) -> Self {
+        self.waits |= check.waits();
         self.checks.push(Box::new(check));
         self
+    }
+
+    /// A rule that is a service. It is asked behind all others, and tells behind all others.
+    ///
+    /// A layer with such a rule for requests is always ready: it makes a clone of the service below ready once the answers are
+    /// there, and holds none while it waits.
+    ///
+    /// # Panics
+    ///
+    /// If the name is empty.
+    #[cfg(feature = "service")]
+    #[must_use]
+    pub fn inquire(self, name: &str, severity: Severity, inquiry: crate::Inquiry<T>) -> Self
+    where
+        T: 'static,
+    {
+        assert!(!name.is_empty(), "a rule needs a name: reports are of no use without");
+        self.add(crate::inquiry::Inquirer { name: name.into(), severity, inquiry })
     }
 
     /// How many violations a report has at most; of the others it has the number. 64 by default.
@@ -120,7 +163,7 @@ impl<T: ?Sized> Rules<T> {
         self.checks.is_empty()
     }
 
-    /// Asks every rule, by hand: what the layer does with requests.
+    /// Asks every rule, by hand: what the layer does with requests. Rules that are services are not asked.
     pub fn check(&self, subject: &T, policy: impl Into<Policy>) -> Report {
         self.report(subject, policy.into(), Part::Request)
     }
@@ -129,9 +172,13 @@ impl<T: ?Sized> Rules<T> {
         if self.checks.is_empty() {
             return Report::clean(part);
         }
-        let mut findings = Findings::new(policy, self.max);
+        let mut findings = self.findings(policy);
         self.run(subject, &mut findings);
         findings.into_report(part)
+    }
+
+    pub(crate) const fn findings(&self, policy: Policy) -> Findings {
+        Findings::new(policy, self.max)
     }
 
     pub(crate) fn run(&self, subject: &T, findings: &mut Findings) {
@@ -143,16 +190,34 @@ impl<T: ?Sized> Rules<T> {
         }
     }
 
-    /// Asks every rule, and tells whoever wants to know what passes nevertheless.
-    pub(crate) fn judge(&self, subject: &mut T, policy: Policy, part: Part) -> Report {
-        let report = self.report(subject, policy, part);
+    /// Whether any rule is a service.
+    pub(crate) const fn waits(&self) -> bool {
+        self.waits
+    }
+
+    /// Asks the rules that are services, unless what was found refuses already.
+    pub(crate) fn inquire_all(&self, subject: &T, mut findings: Findings) -> Inquiring {
+        let mut pending = Vec::new();
+        if self.waits && !findings.refuses() {
+            self.inquire_each(subject, &mut findings, &mut pending);
+        }
+        Inquiring::new(findings, pending)
+    }
+
+    pub(crate) fn inquire_each(&self, subject: &T, findings: &mut Findings, pending: &mut Vec<Pending>) {
+        for check in &self.checks {
+            check.inquire(subject, findings, pending);
+        }
+    }
+
+    #[inline]
+    pub(crate) fn tell(&self, subject: &mut T, report: &Report) {
         if !report.is_clean()
             && !report.refuses()
             && let Some(tell) = &self.on_report
         {
-            tell(subject, &report);
+            tell(subject, report);
         }
-        report
     }
 
     #[cfg(feature = "http")]

@@ -7,8 +7,8 @@ use bartizan_core::BoxError;
 use tower_service::Service;
 
 use crate::{
-    Part, Policy, Report, ResponseFuture, Validator,
-    answers::{Answers, Unchecked},
+    Part, Policy, Report, ResponseFuture, Validator, Waiting,
+    answers::{Answers, Asked, Unchecked},
 };
 
 /// The service of a [`ValidateLayer`](crate::ValidateLayer).
@@ -47,28 +47,40 @@ where
 {
     type Response = A::Response;
     type Error = BoxError;
-    type Future = ResponseFuture<S::Future, A, A::Checking>;
+    type Future = ResponseFuture<S::Future, A, A::Checking, Waiting<S, Req, A>>;
 
     #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        // Nothing that is ready is held while services are asked.
+        if self.validator.shared.waits() {
+            return Poll::Ready(Ok(()));
+        }
         self.inner.poll_ready(cx).map_err(Into::into)
     }
 
     #[inline]
     fn call(&mut self, mut request: Req) -> Self::Future {
         let Validator { shared, answers, tally } = &self.validator;
-        if !shared.is_enabled() {
-            let found = Report::clean(Part::Request);
-            return ResponseFuture::passed(self.inner.call(request), answers.clone(), None, found);
+        if shared.waits() {
+            return ResponseFuture::waiting(Waiting::new(
+                self.inner.clone(),
+                request,
+                self.validator.clone(),
+                self.policy,
+            ));
         }
-        let found = shared.requests.judge(&mut request, self.policy, Part::Request);
-        tally.count(&found);
-        if found.refuses() {
+        if !shared.is_enabled() {
+            let asked = Asked::new(Report::clean(Part::Request));
+            return ResponseFuture::passed(self.inner.call(request), answers.clone(), None, asked);
+        }
+        let (inquiring, expected) = shared.look(&request, self.policy);
+        let asked = shared.conclude(&mut request, inquiring.into_findings(), expected, tally);
+        if asked.report.refuses() {
             // The instance that is ready goes, and with it what it holds for a call that is not made.
             self.inner = self.inner.clone();
-            return ResponseFuture::refused(found);
+            return ResponseFuture::refused(asked.report, shared.headers);
         }
-        ResponseFuture::passed(self.inner.call(request), answers.clone(), Some(self.policy), found)
+        ResponseFuture::passed(self.inner.call(request), answers.clone(), Some(self.policy), asked)
     }
 }
 

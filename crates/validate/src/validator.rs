@@ -8,7 +8,9 @@ use std::{
 
 use crate::{
     Part, Policy, Report, Rules, ValidateLayer,
-    answers::{Unchecked, Values},
+    answers::{Asked, Expected, Unchecked, Values},
+    pending::Inquiring,
+    rule::Findings,
 };
 
 /// The rules of a service, for its requests and for its answers. Layers are views of it.
@@ -21,21 +23,71 @@ pub struct Validator<Req, A = Unchecked> {
 }
 
 pub(crate) struct Shared<Req> {
-    pub(crate) requests: Rules<Req>,
+    requests: Rules<Req>,
+    /// What finds the form in which a request wants its answer.
+    #[cfg(feature = "json")]
+    pub(crate) expects: Option<Box<Expects<Req>>>,
+    /// Responses made from refusals have the report in a header.
+    pub(crate) headers: bool,
     disabled: AtomicBool,
 }
+
+#[cfg(feature = "json")]
+pub(crate) type Expects<Req> = dyn Fn(&Req, &mut Findings) -> Option<Expected> + Send + Sync;
 
 impl<Req> Shared<Req> {
     #[inline]
     pub(crate) fn is_enabled(&self) -> bool {
         !self.disabled.load(Relaxed)
     }
+
+    /// Whether any rule is a service, so that a call has to wait for what it says.
+    #[inline]
+    pub(crate) fn waits(&self) -> bool {
+        self.requests.waits()
+    }
+
+    /// Asks every rule about a request that can say at once, and those that cannot, unless that refuses.
+    #[inline]
+    pub(crate) fn look(&self, request: &Req, policy: Policy) -> (Inquiring, Option<Expected>) {
+        let mut findings = self.requests.findings(policy);
+        self.requests.run(request, &mut findings);
+        #[cfg(feature = "json")]
+        let expected = match &self.expects {
+            Some(expects) if !findings.refuses() => expects(request, &mut findings),
+            _ => None,
+        };
+        #[cfg(not(feature = "json"))]
+        let expected = None;
+        (self.requests.inquire_all(request, findings), expected)
+    }
+
+    /// What is known of the request once all have said what they say.
+    #[inline]
+    pub(crate) fn conclude(
+        &self,
+        request: &mut Req,
+        findings: Findings,
+        expected: Option<Expected>,
+        tally: &Tally,
+    ) -> Asked {
+        let report = findings.into_report(Part::Request);
+        self.requests.tell(request, &report);
+        tally.count(&report);
+        Asked { report, expected }
+    }
 }
 
 impl<Req> Validator<Req> {
     /// Checks requests by `rules`, and no answers.
     pub fn new(rules: Rules<Req>) -> Self {
-        let shared = Shared { requests: rules, disabled: AtomicBool::new(false) };
+        let shared = Shared {
+            requests: rules,
+            #[cfg(feature = "json")]
+            expects: None,
+            headers: false,
+            disabled: AtomicBool::new(false),
+        };
         Self { shared: Arc::new(shared), answers: Unchecked, tally: Arc::default() }
     }
 

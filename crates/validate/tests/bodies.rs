@@ -93,6 +93,15 @@ fn requests_are_looked_at() {
     let rules = Rules::new().warn("json", well_formed(3)).warn("text", text(Pii::all()));
     let report = rules.check(&coded, Level::Lenient);
     assert!(report.refuses() && report.violations().iter().all(bartizan_validate::Violation::is_malformed));
+    // In UTF-16 a word looks like another one.
+    for kind in ["text/plain; charset=utf-16", "application/json;a=b; Charset=\"UTF-7\""] {
+        let request = Request::builder().header("content-type", kind).body("{}").unwrap();
+        assert!(rules.check(&request, Level::Lenient).is_malformed(), "{kind}");
+    }
+    for kind in ["text/plain; charset=\"UTF-8\"", "a/b; q", "a/b;charset=us-ascii"] {
+        let request = Request::builder().header("content-type", kind).body("{}").unwrap();
+        assert!(rules.check(&request, Level::Lenient).is_clean(), "{kind}");
+    }
 }
 
 #[test]
@@ -133,6 +142,29 @@ fn terms_are_words() {
     assert!(many.check("so term1000 it is", Level::Strict).is_clean());
 }
 
+proptest::proptest! {
+    /// Few terms in long text are found by other means than many, and no others.
+    #[test]
+    fn terms_are_found_however_many_there_are(
+        words in proptest::collection::vec(proptest::sample::select(vec![
+            "ass", "class", "Ass.", "red", "DOOR", "red door", "bored door", "é", "c++", "assess", "x", "night",
+        ]), 0..60),
+        inside: bool,
+    ) {
+        let few = || vec!["ass".to_owned(), "Red Door".to_owned(), "c++".to_owned(), "é".to_owned()];
+        let many = few().into_iter().chain((0..40).map(|n| format!("zzz{n}")));
+        let rules = |terms: Terms| {
+            Rules::<str>::new().error("terms", if inside { terms.inside_words() } else { terms })
+        };
+        let (few, many) = (rules(Terms::new(few()).unwrap()), rules(Terms::new(many).unwrap()));
+        for join in [" ", ""] {
+            let text = words.join(join);
+            let of = |rules: &Rules<str>| rules.check(&text, Level::Strict).refuses();
+            proptest::prop_assert_eq!(of(&few), of(&many), "{}", text);
+        }
+    }
+}
+
 #[tokio::test]
 async fn the_report_rides_in_the_extensions() {
     let validator = Validator::http(Rules::new().warn("words", text(Terms::new(["hm"]).unwrap()))).whole(
@@ -154,12 +186,43 @@ async fn the_report_rides_in_the_extensions() {
 }
 
 #[tokio::test]
+async fn the_report_stands_in_a_header_if_that_is_asked_for() {
+    let validator = |headers: bool| {
+        let it = Validator::http(Rules::new().warn("words", text(Terms::new(["hm"]).unwrap()))).whole(
+            64,
+            Rules::new()
+                .warn("sure", must("it says so", |response: &Response<Bytes>| response.body() == "sure")),
+        );
+        if headers { it.report_header() } else { it }
+    };
+    let inner = service_fn(|_: Request<Bytes>| {
+        let mut response = full("well");
+        response.headers_mut().insert("validation-report", "\"never\"".parse().unwrap());
+        std::future::ready(Ok::<_, Infallible>(response))
+    });
+    let call = async |headers: bool, level: Level, body: &'static str| {
+        let service = validator(headers).layer(level).layer(inner);
+        let service = bartizan_core::RejectionLayer::problem_json().layer(service);
+        let response = service.oneshot(Request::new(Bytes::from_static(body.as_bytes()))).await.unwrap();
+        let header =
+            response.headers().get("validation-report").map(|value| value.to_str().unwrap().to_owned());
+        (response.status().as_u16(), header.unwrap_or_default())
+    };
+    let both = "\"words\";is=warn, \"sure\";is=warn".to_owned();
+    assert_eq!(call(true, Level::Moderate, "hm").await, (200, both));
+    assert_eq!(call(true, Level::Strict, "hm").await, (400, "\"words\";is=warn".to_owned()));
+    assert_eq!(call(true, Level::Strict, "").await, (502, "\"sure\";is=warn".to_owned()));
+    assert_eq!(call(false, Level::Strict, "hm").await, (400, String::new()));
+    assert_eq!(call(false, Level::Moderate, "hm").await, (200, "\"never\"".to_owned()));
+}
+
+#[tokio::test]
 async fn whole_bodies_are_read_and_bounded() {
     let validator = Validator::http(Rules::new())
         .whole(16, Rules::new().error("deny", text(Pattern::deny("SECRET").unwrap())));
     assert_eq!(read(through(&validator, chunks(vec![b"fi", b"ne"])).await.unwrap()).await.0, b"fine");
     let error = through(&validator, chunks(vec![b"a SEC", b"RET"])).await.unwrap_err();
-    assert_eq!(Rejected::find(&*error).unwrap().kind(), RejectionKind::Invalid);
+    assert_eq!(Rejected::find(&*error).unwrap().kind(), RejectionKind::InvalidAnswer);
     for long in [full("12345678901234567"), chunks(vec![b"1234567890", b"1234567"])] {
         assert!(Report::find(&*through(&validator, long).await.unwrap_err()).unwrap().is_malformed());
     }
@@ -189,7 +252,15 @@ async fn what_cannot_be_checked_is_refused() {
         assert!(through(&validator, with("content-encoding", "br")).await.is_err());
         assert!(through(&validator, with("content-encoding", "identity")).await.is_ok());
         assert!(through(&validator, with("content-type", "text/plain")).await.is_ok());
-        assert_eq!(validator.stats().refused_responses, 2);
+        assert!(through(&validator, with("content-type", "text/plain; charset=utf-16")).await.is_err());
+        // Two parts of a body could be put together.
+        let mut part = full("SEC");
+        *part.status_mut() = http::StatusCode::PARTIAL_CONTENT;
+        assert!(through(&validator, part).await.is_err());
+        let mut twice = with("content-type", "text/plain");
+        twice.headers_mut().append("content-type", "text/event-stream".parse().unwrap());
+        assert!(through(&validator, twice).await.is_err());
+        assert_eq!(validator.stats().refused_responses, 5);
     }
     // Without rules for bodies there is nothing to get past.
     let unchecked = Validator::http(Rules::new());
@@ -206,7 +277,7 @@ async fn a_pattern_across_chunks_and_windows_is_found() {
     let response = through(&guarded(window), chunks(vec![b"12345SECRET67890 and more"])).await.unwrap();
     let (passed, error) = read(response).await;
     assert_eq!(passed, b"12345SEC", "the window before was clean");
-    assert_eq!(Rejected::find(&*error.unwrap()).unwrap().kind(), RejectionKind::Invalid);
+    assert_eq!(Rejected::find(&*error.unwrap()).unwrap().kind(), RejectionKind::InvalidAnswer);
     // What the documentation says can be missed: a match longer than the overlap.
     let response =
         through(&guarded(Window::new(8).overlap(2)), chunks(vec![b"12345SECRET67890"])).await.unwrap();

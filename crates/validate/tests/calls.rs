@@ -57,6 +57,7 @@ fn answers_are_checked_and_errors_are_left_alone() {
     assert_eq!(now(service.clone().oneshot(0)).unwrap_err().to_string(), "down");
     let error = now(service.clone().oneshot(3)).unwrap_err();
     assert_eq!(Report::find(&*error).unwrap().part(), Part::Response);
+    assert_eq!(Rejected::find(&*error).unwrap().kind(), RejectionKind::InvalidAnswer);
     assert_eq!(
         Rejected::find(&*error).unwrap().retry_after(),
         RetryAfter::Unknown,

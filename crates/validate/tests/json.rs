@@ -65,6 +65,56 @@ fn pointers_are_json_pointers() {
     assert!(of("/a~1b/7").is_empty() && of("/nothing").is_empty() && of("").is_empty());
 }
 
+proptest! {
+    /// All strings at once, and one by one only if there may be something, finds what one by one finds.
+    #[test]
+    fn strings_are_looked_at_one_by_one(
+        texts in prop::collection::vec(prop::sample::select(vec![
+            "", "a", "sec", "ret", "secret", "a secret", "secretly", "the SECRET", "\n", "se\ncret", "4111 1111", "1111 1111",
+            "4111111111111111", "ann@", "example.org", "ann@example.org", "+1 415", "555 2671", "(415) 555-2671", "b",
+            "foo bar", "foo", "bar", "AKIAIOSFODNN7EXAMPLE", "AKIAIOSFODNN7", "EXAMPLE", "é", "x\r", "1",
+        ]), 0..7),
+        pattern in prop::sample::select(vec![
+            "secret", r"\bsecret\b", r"\Bret", r"ret\B", "^secret$", "(?m)^secret", r"\Asec", r"ret\z", "(?i)secret", "foo.*bar",
+            "(?s)foo.*bar", r"foo\s+bar", "[^a]+b", "", "é", r"\b{end}", r"(?R)x\r$", r"\w+@", r"^\d+$", r"(?-u:\b)b",
+        ]),
+        nest in 0_u8..4,
+    ) {
+        let value = match nest {
+            0 => json!(texts),
+            1 => Value::Object(texts.iter().map(|text| ((*text).to_owned(), json!(text))).collect()),
+            2 => json!([{"a": texts}, texts, {"b": {"c": texts}}]),
+            _ => json!({"a": {"a": texts, "ann@example.org": texts.len()}}),
+        };
+        let body = value.to_string();
+        let agree = |(at_once, one_by_one): (Report, Report)| {
+            prop_assert_eq!(told(&at_once), told(&one_by_one), "{} in {}", pattern, body);
+            Ok(())
+        };
+        fn both<R: bartizan_validate::Rule<str> + Clone + Send + Sync + 'static>(rule: R, body: &str) -> (Report, Report) {
+            let simple = rule.clone();
+            // A closure never clears many texts at once.
+            let simple = move |text: &str, found: &mut bartizan_validate::Found<'_>| simple.check(text, found);
+            let of = |rules| check(rules, body);
+            (of(Rules::new().warn("r", strings(rule))), of(Rules::new().warn("r", strings(simple))))
+        }
+        agree(both(Pattern::deny(pattern).unwrap(), &body))?;
+        agree(both(Pattern::require(pattern).unwrap(), &body))?;
+        agree(both(Pii::all(), &body))?;
+        agree(both(Terms::new(["secret", "foo bar", "b"]).unwrap(), &body))?;
+        agree(both(Terms::new(["ret", "\n"]).unwrap().inside_words(), &body))?;
+    }
+}
+
+/// A member that stands twice would be one thing here, and another for whoever reads on.
+#[test]
+fn names_that_stand_twice_are_malformed() {
+    let rules = || Rules::new().safety("deny", at("/model", Pattern::deny("secret").unwrap()));
+    let report = check(rules(), r#"{"model":"secret","x":[{"y":1,"y":2}],"model":"fine"}"#);
+    assert!(report.refuses() && report.is_malformed());
+    assert_eq!(told(&report), [pair("json", "/x/0/y")]);
+}
+
 /// An escape hides nothing from a rule that looks at what JSON says.
 #[test]
 fn escapes_hide_nothing() {
@@ -104,8 +154,9 @@ fn schemas_that_are_wrong_cannot_be_built() {
         (json!({"properties": {"a": {"$ref": "http://127.0.0.1:9/a.json"}}}), "/properties/a/$ref"),
         (json!({"allOf": [{"$ref": "file:///etc/passwd"}]}), "/allOf/0/$ref"),
         (json!({"$ref": "other.json"}), "/$ref"),
-        (json!({"type": "text"}), "/type"),
-        (json!({"properties": {"a": {"pattern": "("}}}), "pattern"),
+        (json!({"type": "text"}), "at /type:"),
+        (json!({"properties": {"a": {"type": "text"}}}), "at /properties/a/type:"),
+        (json!({"properties": {"a": {"pattern": "("}}}), "at /properties/a/pattern:"),
         (json!({"pattern": r"^(?=a)(a)\1$"}), "pattern"),
         (json!({"$ref": "#/definitions/none"}), "none"),
     ];
@@ -191,11 +242,25 @@ async fn other_shapes_of_events_are_looked_at() {
                 format!("data: {call}\n\n")
             })
             .concat(),
+        // Not in a `delta`, and not in the first choice.
+        r#"data: {"choices":[{"index":1,"message":{"content":[{"type":"text","text":"SECRET"}]}}]}"#
+            .to_owned()
+            + "\n\n",
+        r#"data: {"choices":[{"delta":{"refusal":"SEC"}}]}"#.to_owned()
+            + "\r\n\r\n: hm\r\nid: 7\r\n"
+            + r#"data: {"choices":[{"delta":"#
+            + "\r\ndata: "
+            + r#"{"refusal":"RET"}}]}"#
+            + "\r\n\r\n",
+        "event: error\ndata: {\"error\":{\"message\":\"SECRET\"}}\n\n".to_owned(),
+        "data: [{\"price\":\"SEC\"}]\n\ndata: [{\"price\":\"RET\"}]\n\n".to_owned(),
         // Cut off within an event, which some read all the same.
         delta(0, "SEC") + delta(0, "RET").trim_end(),
         // Escaped, and broken.
         "data: {\"delta\":\"SE\\u0043RET\"}\n\n".to_owned(),
         "data: {\"delta\":\"fine\"\n\n".to_owned(),
+        // Ambiguous.
+        "data: {\"delta\":\"SECRET\",\"delta\":\"fine\"}\n\n".to_owned(),
     ];
     for stream in refused {
         let (passed, result) = through(&guarded(Window::default()), vec![stream.clone().into()]).await;

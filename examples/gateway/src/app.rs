@@ -22,24 +22,21 @@ use bartizan_provider::{
     Class, Error, ErrorEventsLayer, Facts, HttpTransport, IntakeLayer, Limits, Provider, Tenant, mock::Mock,
     openai_error,
 };
+use bartizan_validate::Report;
 use bytes::Bytes;
 use futures_util::future::{Either, join_all};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri,
     header::{CONTENT_TYPE, WWW_AUTHENTICATE},
 };
-use http_body::Body;
-use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
+use http_body_util::Full;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tower::{
-    Layer, Service, ServiceBuilder, ServiceExt,
-    filter::FilterLayer,
-    util::{BoxCloneSyncService, Oneshot},
-};
+use tower::{Layer, Service, ServiceBuilder, ServiceExt, filter::FilterLayer, util::Oneshot};
 
 use crate::{
     access::Access,
+    ask::{Ask, erased},
     batches::Batches,
     circuit_breakers::CircuitBreakers,
     config::{Config, Model, Upstream},
@@ -47,7 +44,8 @@ use crate::{
     fallbacks::{self, Fallbacks},
     health::Upstreams,
     metrics::Metrics,
-    rate_limits::{self, RateLimits, following},
+    rate_limits::{self, RateLimits},
+    validation::{self, Validation},
 };
 
 mod admin;
@@ -70,6 +68,8 @@ pub struct App {
     metrics: Arc<Metrics>,
     /// `None` if embedding requests are not sent together.
     batches: Option<Arc<Batches>>,
+    /// `None` if no model is guarded.
+    validation: Option<Arc<Validation>>,
     draining: Arc<AtomicBool>,
 }
 
@@ -91,6 +91,7 @@ impl App {
         }
         let mock = listener.as_ref().map(TcpListener::local_addr).transpose()?;
         let names: Vec<_> = config.models.iter().map(|model| model.model.clone()).collect();
+        let config = Arc::new(config);
         let app = Self {
             access: Arc::new(Access::new(&config)),
             rate_limits: RateLimits::new(&config),
@@ -100,7 +101,8 @@ impl App {
             upstreams: Arc::new(Upstreams::new(&config)),
             metrics: Arc::new(Metrics::new()),
             batches: Batches::new(&config),
-            config: Arc::new(config),
+            validation: Validation::new(&config),
+            config,
             mock,
             draining: Arc::default(),
         };
@@ -150,25 +152,40 @@ impl App {
         let target = |model: &Model| {
             let provider = self.upstreams.around(&model.name, self.provider(model, transport.clone()));
             let begun = self.fallbacks.begun(model).layer(provider);
-            let mut upstream = erased(self.circuit_breakers.around(&model.name, begun));
+            let mut upstream = self.circuit_breakers.around(&model.name, begun);
             if let Some(batches) = &self.batches {
-                upstream = erased(batches.around(&model.name, upstream));
+                upstream = batches.around(&model.name, upstream);
             }
-            (model.name.clone(), erased(self.fallbacks.target(model, upstream)))
+            (model.name.clone(), self.fallbacks.target(model, upstream))
         };
-        let targets: HashMap<_, _> = config.models.iter().map(target).collect();
-        let asked = |name: &String| (name.clone(), self.fallbacks.around(name, &targets));
+        let guards = self.validation.as_ref().map(|validation| validation.guards(&transport));
+        let targets: HashMap<String, Ask> = config.models.iter().map(target).collect();
+        let stand_in = |name: &str| {
+            let target = targets[name].clone();
+            match &guards {
+                Some(guards) => guards.stand_in(name, target),
+                None => target,
+            }
+        };
+        let asked = |(name, alone): (&String, &Ask)| {
+            (name.clone(), self.fallbacks.around(name, alone.clone(), stand_in))
+        };
         let models = Models {
-            upstreams: Arc::new(targets.keys().map(asked).collect::<HashMap<_, _>>()),
+            upstreams: Arc::new(targets.iter().map(asked).collect::<HashMap<_, _>>()),
             tenant_header: config.server.tenant_header.clone(),
         };
-        let models = ServiceBuilder::new().map_response(log_error_response).service(models);
-        let mut models = erased(following(self.rate_limits.as_deref(), models));
+        let mut models = erased(ServiceBuilder::new().map_response(log_error_response).service(models));
+        if let Some(limits) = &self.rate_limits {
+            models = limits.following(models);
+        }
         if let Some(dedup) = &self.dedup {
-            models = erased(dedup.around(models));
+            models = dedup.around(models);
+        }
+        if let Some(guards) = &guards {
+            models = guards.around(models);
         }
         if let Some(limits) = &self.rate_limits {
-            models = erased(limits.around(models));
+            models = limits.around(models);
         }
         self.routes(models)
     }
@@ -253,6 +270,10 @@ impl App {
         self.batches.as_deref()
     }
 
+    pub(crate) fn validation(&self) -> Option<&Validation> {
+        self.validation.as_deref()
+    }
+
     pub(crate) fn upstreams(&self) -> &Upstreams {
         &self.upstreams
     }
@@ -260,23 +281,6 @@ impl App {
     pub(crate) fn metrics(&self) -> &Metrics {
         &self.metrics
     }
-}
-
-/// What asks a model.
-type Ask = BoxCloneSyncService<Request<Bytes>, Response<UnsyncBoxBody<Bytes, BoxError>>, BoxError>;
-
-/// Types that hold all below them double with every layer that a configuration can leave out, and so does what the compiler
-/// makes of them. A box where one is chosen costs a request some ten nanoseconds.
-fn erased<S, B>(service: S) -> Ask
-where
-    S: Service<Request<Bytes>, Response = Response<B>> + Clone + Send + Sync + 'static,
-    S::Error: Into<BoxError>,
-    S::Future: Send,
-    B: Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<BoxError>,
-{
-    let erase = |response: Response<B>| response.map(|body| body.map_err(Into::into).boxed_unsync());
-    Ask::new(service.map_response(erase).map_err(Into::into))
 }
 
 /// Sends a request to the upstream of the model that it names.
@@ -358,6 +362,9 @@ fn log_error_response<B>(response: Response<B>) -> Response<B> {
 }
 
 fn log(error: &BoxError) {
+    if let Some(report) = Report::find(&**error) {
+        return validation::log(report);
+    }
     match Error::find(&**error).map(Error::class) {
         Some(Class::Connect | Class::Upstream | Class::Malformed | Class::Timeout) => {
             tracing::warn!(%error, "a call failed");

@@ -14,17 +14,17 @@ use std::{
 };
 
 use bartizan_batch::{Batch, Settings};
-use bartizan_core::BoxError;
 use bartizan_provider::{Embedding, EmbeddingBatches, Facts, Operation, Tenant};
 use bytes::Bytes;
 use futures_util::future;
-use http::{Request, Response};
-use http_body::Body;
-use http_body_util::{Either, Full};
+use http::Request;
 use serde_json::{Value, json};
 use tower::{Layer, Service, ServiceExt, util::Oneshot};
 
-use crate::config::Config;
+use crate::{
+    ask::{Ask, erased},
+    config::Config,
+};
 
 /// The batches of a gateway, in the order of its models.
 #[derive(Debug)]
@@ -53,27 +53,7 @@ impl Batches {
     /// # Panics
     ///
     /// Outside of a tokio runtime.
-    pub(crate) fn around<S, B>(
-        &self,
-        model: &str,
-        inner: S,
-    ) -> impl Service<
-        Request<Bytes>,
-        Response = Response<impl Body<Data = Bytes, Error = BoxError> + Send + 'static + use<S, B>>,
-        Error = BoxError,
-        Future: Send + 'static,
-    >
-    + Clone
-    + Send
-    + Sync
-    + 'static
-    + use<S, B>
-    where
-        S: Service<Request<Bytes>, Response = Response<B>, Error = BoxError> + Clone + Send + Sync + 'static,
-        S::Future: Send,
-        B: Body<Data = Bytes> + Send + 'static,
-        B::Error: Into<BoxError>,
-    {
+    pub(crate) fn around(&self, model: &str, inner: Ask) -> Ask {
         let (_, batch) = self.of_models.iter().find(|(name, _)| name == model).expect("every model has one");
         let across_tenants = self.across_tenants;
         let gathering = batch
@@ -85,10 +65,7 @@ impl Batches {
             })
             .max_weight(self.max_inputs, |request| taken_apart(request).inputs() as u64)
             .layer(EmbeddingBatches::new(inner.clone()));
-        Gather {
-            passing: inner.map_response(|response: Response<B>| response.map(Either::Left)),
-            gathering: gathering.map_response(|response: Response<Full<Bytes>>| response.map(Either::Right)),
-        }
+        Ask::new(Gather { passing: inner, gathering: erased(gathering) })
     }
 
     /// What there is to tell of every model's.

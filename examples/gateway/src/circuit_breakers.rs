@@ -14,9 +14,12 @@ use http::{Request, Response};
 use http_body::Body;
 use serde_json::{Value, json};
 use tokio::{sync::watch, time::Instant};
-use tower::{Service, ServiceBuilder};
+use tower::{Layer, Service, ServiceExt};
 
-use crate::config::{Config, Model};
+use crate::{
+    ask::{Ask, erased},
+    config::{Config, Model},
+};
 
 /// The breakers of a gateway, in the order of its models: what all of its workers share.
 #[derive(Debug)]
@@ -36,21 +39,7 @@ impl CircuitBreakers {
     }
 
     /// Watches what `inner`, the upstream of this model, does.
-    pub(crate) fn around<S, B>(
-        &self,
-        model: &str,
-        inner: S,
-    ) -> impl Service<
-        Request<Bytes>,
-        Response = Response<impl Body<Data = Bytes, Error = BoxError> + Send + 'static + use<S, B>>,
-        Error = BoxError,
-        Future: Send + 'static,
-    >
-    + Clone
-    + Send
-    + Sync
-    + 'static
-    + use<S, B>
+    pub(crate) fn around<S, B>(&self, model: &str, inner: S) -> Ask
     where
         S: Service<Request<Bytes>, Response = Response<B>> + Clone + Send + Sync + 'static,
         S::Error: Into<BoxError>,
@@ -60,10 +49,8 @@ impl CircuitBreakers {
     {
         let breaker = self.get(model).expect("every model has a breaker");
         let model: Arc<str> = model.into();
-        ServiceBuilder::new()
-            .map_err(move |error| named(&model, error))
-            .layer(breaker.layer().classify(Judge).until_body_end())
-            .service(inner)
+        let breaking = breaker.layer().classify(Judge).until_body_end().layer(inner);
+        erased(breaking.map_err(move |error| named(&model, error)))
     }
 
     /// What there is to tell of every breaker.

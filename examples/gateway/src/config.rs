@@ -15,7 +15,10 @@ use http::{HeaderName, Uri};
 use secrecy::SecretString;
 
 pub use error::{ConfigError, Origin, Problem};
+pub use rule::{Check, Moderation, Rule, Side};
+pub(crate) use rule::{OWN_NAMES, members};
 pub use sample::sample;
+pub use validation::{Action, Guard, Validation};
 
 use crate::server::ServerOptions;
 
@@ -29,10 +32,12 @@ mod key;
 mod load;
 mod models;
 mod rates;
+mod rule;
 mod sample;
 mod schema;
 mod section;
 mod tenants;
+mod validation;
 
 /// A valid configuration. Its `Default` is what the gateway does without any: one embedded mock with a few models.
 #[derive(Clone, Debug)]
@@ -53,6 +58,8 @@ pub struct Config {
     pub health: Health,
     /// `[embedding_batches]`.
     pub embedding_batches: EmbeddingBatches,
+    /// `[validation]` and `[[rule]]`.
+    pub validation: Validation,
     /// `[[tenant]]`, each name once.
     pub tenants: Vec<Tenant>,
     /// `[[key]]`, each secret once. If there are any, a request needs one.
@@ -327,6 +334,8 @@ pub struct Model {
     pub fallbacks: Fallbacks,
     /// Whether its requests are deduplicated.
     pub dedup: bool,
+    /// By what its requests and answers are checked.
+    pub guard: Guard,
 }
 
 /// Who answers for a model.
@@ -427,6 +436,7 @@ impl Default for Config {
             circuit_breaker: circuit_breaker.enabled,
             fallbacks: Fallbacks::default(),
             dedup: dedup.enabled,
+            guard: Validation::default().usual,
         };
         Self {
             server: ServerConfig::default(),
@@ -437,6 +447,7 @@ impl Default for Config {
             dedup,
             health: Health::default(),
             embedding_batches: EmbeddingBatches::default(),
+            validation: Validation::default(),
             tenants: Vec::new(),
             keys: Vec::new(),
             models: schema::MOCK_MODELS.map(mock).into(),

@@ -13,7 +13,7 @@ use std::{
     },
 };
 
-use bartizan_core::{BoxError, Ending, Guard, GuardedBody, sse::Decoder};
+use bartizan_core::{Ending, Guard, GuardedBody, sse::Decoder};
 use bartizan_dedup::{Frames, Key, Recording, Replay, RequestKey, Served};
 use bartizan_provider::{Tenant, UsageReport};
 use bytes::Bytes;
@@ -21,9 +21,10 @@ use http::{Request, Response, StatusCode, header::CONTENT_TYPE};
 use http_body::Body;
 use serde::{Deserialize, de::IgnoredAny};
 use serde_json::{Value, json};
-use tower::{Service, ServiceBuilder};
+use tower::{Layer, ServiceExt};
 
 use crate::{
+    ask::{Ask, erased},
     config::Config,
     fallbacks::{FALLBACK, StoodIn},
     rate_limits::facts,
@@ -69,37 +70,14 @@ impl Dedup {
     }
 
     /// Sends on to `inner` what nobody asks already.
-    pub(crate) fn around<S, B>(
-        &self,
-        inner: S,
-    ) -> impl Service<
-        Request<Bytes>,
-        Response = Response<impl Body<Data = Bytes, Error = BoxError> + Send + 'static + use<S, B>>,
-        Error = BoxError,
-        Future: Send + 'static,
-    >
-    + Clone
-    + Send
-    + Sync
-    + 'static
-    + use<S, B>
-    where
-        S: Service<Request<Bytes>, Response = Response<B>> + Clone + Send + Sync + 'static,
-        S::Error: Into<BoxError>,
-        S::Future: Send + 'static,
-        B: Body<Data = Bytes> + Send + 'static,
-        B::Error: Into<BoxError>,
-    {
+    pub(crate) fn around(&self, inner: Ask) -> Ask {
         let key = RequestKey::scoped_by(tenant as fn(&Request<Bytes>) -> Option<&str>).header(FALLBACK);
         let models = self.models.clone();
         let layer = self.handle.layer(move |request: &Request<Bytes>| {
             models.contains(facts(request).model()).then(|| key.of(request)).flatten()
         });
         let saved = self.saved_tokens.clone();
-        ServiceBuilder::new()
-            .map_response(move |response| count_savings(response, &saved))
-            .layer(layer)
-            .service(inner)
+        erased(layer.layer(inner).map_response(move |response| count_savings(response, &saved)))
     }
 
     /// What there is to tell of it.

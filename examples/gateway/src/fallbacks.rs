@@ -29,12 +29,12 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, response::Part
 use http_body_util::{Either as EitherBody, Full};
 use serde_json::{Value, json};
 use tokio::time::Instant;
-use tower::{
-    Layer, Service, ServiceBuilder, ServiceExt,
-    util::{Either as EitherService, Oneshot},
-};
+use tower::{Layer, Service, ServiceBuilder, ServiceExt, util::Oneshot};
 
-use crate::config::{Config, Fallbacks as Lists, Model};
+use crate::{
+    ask::{AnswerBody, Ask},
+    config::{Config, Fallbacks as Lists, Model},
+};
 
 /// A client's word: `off` asks the model that the request names, and no other.
 pub(crate) const FALLBACK: HeaderName = HeaderName::from_static("x-bartizan-fallback");
@@ -79,39 +79,29 @@ impl Fallbacks {
     }
 
     /// One model, asked again as often as it may be, and saying who it is.
-    pub(crate) fn target<S, B>(
-        &self,
-        model: &Model,
-        inner: S,
-    ) -> impl Service<Request<Bytes>, Response = Response<B>, Error = BoxError, Future: Send + 'static>
-    + Clone
-    + Send
-    + Sync
-    + 'static
-    + use<S, B>
-    where
-        S: Service<Request<Bytes>, Response = Response<B>, Error = BoxError> + Clone + Send + Sync + 'static,
-        S::Future: Send,
-        B: Send + 'static,
-    {
+    pub(crate) fn target(&self, model: &Model, inner: Ask) -> Ask {
         let inner = match model.fallbacks.retries {
-            0 => EitherService::Right(inner),
+            0 => inner,
             retries => {
                 let policy = RetryPolicy::new().retries(retries);
-                EitherService::Left(ServiceBuilder::new().retry(policy).service(inner))
+                Ask::new(ServiceBuilder::new().retry(policy).service(inner))
             }
         };
         let name = quiet(&model.name);
-        inner.map_response(move |mut response: Response<B>| {
+        Ask::new(inner.map_response(move |mut response: Response<AnswerBody>| {
             response.headers_mut().insert(SERVED_BY, name.clone());
             response
-        })
+        }))
     }
 
     /// A model and those that stand in for it.
-    pub(crate) fn around<S: Clone>(&self, model: &str, targets: &HashMap<String, S>) -> Asked<S> {
+    pub(crate) fn around<S: Clone>(
+        &self,
+        model: &str,
+        alone: S,
+        mut stand_in: impl FnMut(&str) -> S,
+    ) -> Asked<S> {
         let lists = &self.lists[model];
-        let alone = targets[model].clone();
         let budget = (!lists.are_none()).then_some((self.attempts, self.within));
         let mut others: Vec<&str> = Vec::new();
         for name in lists.all() {
@@ -127,7 +117,7 @@ impl Fallbacks {
             context_length: !lists.context_length.is_empty(),
             content_policy: !lists.content_policy.is_empty(),
         };
-        let services = others.iter().map(|name| (*name, targets[*name].clone()));
+        let services = others.iter().map(|name| (*name, stand_in(name)));
         let mut layer = self.fallback.http_layer(model).or_each(services).classify(judge).served_by();
         for name in others {
             let of = |list: &[String]| list.iter().any(|other| other == name);

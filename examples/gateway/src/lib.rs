@@ -6,6 +6,7 @@
 
 mod access;
 pub mod app;
+mod ask;
 mod batches;
 mod circuit_breakers;
 pub mod config;
@@ -16,3 +17,4 @@ mod metrics;
 mod rate_limits;
 pub mod server;
 mod status;
+mod validation;

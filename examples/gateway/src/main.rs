@@ -48,6 +48,9 @@ Environment:
   GATEWAY_TOTAL_RATE_LIMITS_<KEY>,
   GATEWAY_CIRCUIT_BREAKER_<KEY>,
   GATEWAY_FALLBACK_<KEY>,
+  GATEWAY_DEDUP_<KEY>,
+  GATEWAY_EMBEDDING_BATCHES_<KEY>,
+  GATEWAY_VALIDATION_<KEY>,
   GATEWAY_HEALTH_<KEY>             override the keys of [server], [limits] and so on,
                                    as GATEWAY_SERVER_WORKERS=2
   RUST_LOG                         which logs to write to stderr, as debug or

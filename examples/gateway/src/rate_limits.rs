@@ -15,15 +15,16 @@ use bartizan_provider::{Class, Error, Facts, Tenant, UsageReport};
 use bartizan_rate_limit::{Exceeded, Limit, Quota, RateLimitLayer, RateLimiter, exhausted};
 use bytes::Bytes;
 use http::{Request, Response};
-use http_body::Body;
 use http_body_util::Full;
 use serde_json::{Value, json};
-use tower::{Layer, Service, ServiceExt, util::Either};
+use tower::Layer;
 
 use crate::{
+    ask::{AnswerBody, Ask, erased},
     config::{Config, Rates},
     dedup,
     fallbacks::StoodIn,
+    validation::Paid,
 };
 
 /// The limits of a gateway: what all of its workers share.
@@ -69,32 +70,12 @@ impl RateLimits {
     }
 
     /// Limits what reaches `inner`.
-    pub(crate) fn around<S, B>(
-        &self,
-        inner: S,
-    ) -> impl Service<
-        Request<Bytes>,
-        Response = Response<impl Body<Data = Bytes, Error = BoxError> + Send + 'static + use<S, B>>,
-        Error = BoxError,
-        Future: Send + 'static,
-    >
-    + Clone
-    + Send
-    + Sync
-    + 'static
-    + use<S, B>
-    where
-        S: Service<Request<Bytes>, Response = Response<B>> + Clone + Send + Sync + 'static,
-        S::Error: Into<BoxError>,
-        S::Future: Send,
-        B: Body<Data = Bytes> + Send + 'static,
-        B::Error: Into<BoxError>,
-    {
+    pub(crate) fn around(&self, inner: Ask) -> Ask {
         let requests = |limit: &Arc<Limited>| {
             let limited = limit.clone();
             limit.limiter.rule().by_ref(move |request: &Request<Bytes>| limited.key(request))
         };
-        let tokens = |limit: &Arc<Limited>| requests(limit).cost(estimate).settle(used::<B>);
+        let tokens = |limit: &Arc<Limited>| requests(limit).cost(estimate).settle(used);
         let ([minute, hour, day], [t_minute, t_hour, t_day]) = (&self.requests, &self.tokens);
         let layer = RateLimitLayer::all((
             requests(minute),
@@ -108,8 +89,8 @@ impl RateLimits {
         ));
         let layer = layer.headers().legacy_headers().extent(UntilBodyEnd);
         match self.queue {
-            None => Either::Left(layer.layer(inner)),
-            Some((places, wait)) => Either::Right(layer.queue(places, wait).layer(inner)),
+            None => erased(layer.layer(inner)),
+            Some((places, wait)) => erased(layer.queue(places, wait).layer(inner)),
         }
     }
 
@@ -119,33 +100,19 @@ impl RateLimits {
         limits.chain(self.upstreams.as_ref().map(Upstreams::describe)).collect()
     }
 
+    /// Keeps from `inner` what its upstreams say that they have no capacity for, if they are to be believed.
+    ///
+    /// What is answered without asking them, because it was answered before, is not held up by that.
+    pub(crate) fn following(&self, inner: Ask) -> Ask {
+        match &self.upstreams {
+            Some(upstreams) => upstreams.around(inner),
+            None => inner,
+        }
+    }
+
     fn used(&self) -> impl Iterator<Item = &Limited> {
         let all = self.requests.iter().chain(&self.tokens).chain(&self.total);
         all.map(|limit| &**limit).filter(|limit| limit.for_most || !limit.other.is_empty())
-    }
-}
-
-/// Keeps from `inner` what its upstreams say that they have no capacity for, if they are to be believed.
-///
-/// What is answered without asking them, because it was answered before, is not held up by that.
-pub(crate) fn following<S, B>(
-    limits: Option<&RateLimits>,
-    inner: S,
-) -> impl Service<Request<Bytes>, Response = Response<B>, Error = BoxError, Future: Send + 'static>
-+ Clone
-+ Send
-+ Sync
-+ 'static
-+ use<S, B>
-where
-    S: Service<Request<Bytes>, Response = Response<B>> + Clone + Send + Sync + 'static,
-    S::Error: Into<BoxError>,
-    S::Future: Send,
-    B: 'static,
-{
-    match limits.and_then(|limits| limits.upstreams.as_ref()) {
-        Some(upstreams) => Either::Left(upstreams.around(inner)),
-        None => Either::Right(inner.map_err(Into::into as fn(S::Error) -> BoxError)),
     }
 }
 
@@ -200,7 +167,7 @@ impl Limited {
     }
 
     fn describe(&self, tenant: Option<&Tenant>) -> Value {
-        let mut told = describe(&self.limiter);
+        let mut told = counts(&self.limiter);
         if let Some(tenant) = tenant {
             told["tenant"] = self.key_of(tenant).map_or(Value::Null, |key| {
                 let one = self.limiter.stats_of(key);
@@ -238,21 +205,7 @@ impl Upstreams {
         Self { held: RateLimiter::keyed(limit), models: Arc::new(models) }
     }
 
-    fn around<S, B>(
-        &self,
-        inner: S,
-    ) -> impl Service<Request<Bytes>, Response = Response<B>, Error = BoxError, Future: Send + 'static>
-    + Clone
-    + Send
-    + Sync
-    + 'static
-    + use<S, B>
-    where
-        S: Service<Request<Bytes>, Response = Response<B>> + Clone + Send + Sync + 'static,
-        S::Error: Into<BoxError>,
-        S::Future: Send,
-        B: 'static,
-    {
+    fn around(&self, inner: Ask) -> Ask {
         let models = self.models.clone();
         let rule = self
             .held
@@ -261,16 +214,16 @@ impl Upstreams {
             .by_ref(move |request: &Request<Bytes>| {
                 models.get(facts(request).model()).and(Some(facts(request).model()))
             })
-            .hold_when(|result: Result<&Response<B>, _>| {
+            .hold_when(|result: Result<&Response<AnswerBody>, _>| {
                 // What another model says that has answered for it is not about this one.
                 let stood_in = result.is_ok_and(|response| response.extensions().get::<StoodIn>().is_some());
                 if stood_in { None } else { exhausted(result).map(|wait| wait.min(MAX_HOLD)) }
             });
-        RateLimitLayer::new(rule).layer(inner)
+        Ask::new(RateLimitLayer::new(rule).layer(inner))
     }
 
     fn describe(&self) -> Value {
-        let mut told = describe(&self.held);
+        let mut told = counts(&self.held);
         let held = self.models.iter().filter_map(|model| {
             let seconds = self.held.stats_of(model.as_str()).reset_after.as_secs_f64();
             (seconds > 0.001).then(|| (model.clone(), json!(seconds)))
@@ -280,7 +233,7 @@ impl Upstreams {
     }
 }
 
-fn describe<K: Hash + Eq>(limiter: &RateLimiter<K>) -> Value {
+fn counts<K: Hash + Eq>(limiter: &RateLimiter<K>) -> Value {
     let all = limiter.stats();
     json!({
         "name": limiter.name(),
@@ -305,10 +258,15 @@ fn estimate(request: &Request<Bytes>) -> u64 {
 
 /// What an answer turns out to have cost: nothing if it is an error or was got for somebody else, else what it tells by its
 /// end, if it does.
-fn used<B>(response: &Response<B>) -> impl FnOnce() -> Option<u64> + use<B> {
+fn used(response: &Response<AnswerBody>) -> impl FnOnce() -> Option<u64> + use<> {
+    let paid = response.extensions().get::<Paid>().cloned();
     let is_free = !response.status().is_success() || dedup::is_shared(response);
     let report = response.extensions().get::<UsageReport>().cloned();
-    move || if is_free { Some(0) } else { Some(report?.get()?.total_tokens) }
+    move || match paid {
+        Some(paid) => paid.tokens(),
+        None if is_free => Some(0),
+        None => Some(report?.get()?.total_tokens),
+    }
 }
 
 /// What a client sees of a refusal, if `error` is one of these limits'.

@@ -12,6 +12,7 @@ use crate::{
     batches::Batches,
     health::state,
     metrics::{Exposition, Kind},
+    validation::Validation,
 };
 
 /// A layer that tells of itself.
@@ -136,6 +137,70 @@ const LAYERS: &[Layer] = &[
             counter("requests", "gateway_batched_requests_total", "Embedding requests in those."),
             gauge("mean_size", "gateway_batch_mean_size", "Requests in a batch, in the mean of all so far."),
             gauge("waiting", "gateway_batch_waiting", "Embedding requests that wait for their batch to go."),
+        ],
+    },
+    Layer {
+        name: "validation",
+        tell: |app| app.validation().map_or(Value::Null, Validation::describe),
+        label: "model",
+        fields: &[
+            counter(
+                "checked_requests",
+                "gateway_validation_checked_requests_total",
+                "Requests that were checked.",
+            ),
+            counter(
+                "refused_requests",
+                "gateway_validation_refused_requests_total",
+                "Requests that were refused for what they say.",
+            ),
+            counter(
+                "reported_requests",
+                "gateway_validation_reported_requests_total",
+                "Requests that passed although they break a rule.",
+            ),
+            counter(
+                "checked_answers",
+                "gateway_validation_checked_answers_total",
+                "Answers that were checked.",
+            ),
+            counter(
+                "refused_answers",
+                "gateway_validation_refused_answers_total",
+                "Answers that were refused, and streams that were cut.",
+            ),
+            counter(
+                "reported_answers",
+                "gateway_validation_reported_answers_total",
+                "Answers, and windows of streams, that passed although they break a rule.",
+            ),
+        ],
+    },
+    Layer {
+        name: "validation_rules",
+        tell: |app| app.validation().map_or(Value::Null, Validation::describe_rules),
+        label: "rule",
+        fields: &[
+            counter(
+                "refused_requests",
+                "gateway_validation_rule_refused_requests_total",
+                "Requests that the rule refused.",
+            ),
+            counter(
+                "reported_requests",
+                "gateway_validation_rule_reported_requests_total",
+                "Requests that break the rule, which did not refuse them.",
+            ),
+            counter(
+                "refused_answers",
+                "gateway_validation_rule_refused_answers_total",
+                "Answers that the rule refused.",
+            ),
+            counter(
+                "reported_answers",
+                "gateway_validation_rule_reported_answers_total",
+                "Answers, and windows of streams, that break the rule, which did not refuse them.",
+            ),
         ],
     },
 ];

@@ -117,6 +117,44 @@ fn a_key_that_is_not_there() {
     assert_eq!(message, expected);
 }
 
+/// Both when it is only checked and when it is to be served: nothing listens with half of its rules.
+#[test]
+fn rules_that_cannot_be_used() {
+    let schema =
+        file("networked.json", r#"{"properties": {"user": {"$ref": "http://127.0.0.1:9/user.json"}}}"#);
+    let rule = |name: &str, more: &str| format!("[[rule]]\nname = \"{name}\"\nside = \"request\"\n{more}\n");
+    let rules = [
+        rule("a", "schema = \"networked.json\""),
+        rule("b", "terms_file = \"missing.txt\""),
+        rule("c", "deny = '('"),
+        rule("d", r"deny = '(\w{1000}){1000}'"),
+        rule("e", "pii = [\"names\"]"),
+    ];
+    let path =
+        file("rules.toml", format!("[[model]]\nname = \"m\"\nupstream = \"mock\"\n{}", rules.concat()));
+    let missing = schema.replace("networked.json", "missing.txt");
+    let told = fails(2, &mut gateway(&["--config", &path, "--check"]));
+    assert_eq!(fails(2, &mut gateway(&["--config", &path])), told);
+    let lines: Vec<_> = told.lines().collect();
+    let [a, b, c, d, e] = lines[..] else { panic!("{told}") };
+    assert!(a.starts_with(&format!(
+        "error: {path}:7: \"schema\" in [[rule]] names {schema}, which cannot be used: "
+    )));
+    assert!(a.contains("/properties/user/$ref"), "{a}");
+    assert!(b.starts_with(&format!(
+        "error: {path}:11: \"terms_file\" in [[rule]] names {missing}, which cannot be read"
+    )));
+    assert!(
+        c.starts_with(&format!("error: {path}:15: \"deny\" in [[rule]] is no regular expression")),
+        "{c}"
+    );
+    assert!(
+        d.starts_with(&format!("error: {path}:19: \"deny\" in [[rule]] is no regular expression")),
+        "{d}"
+    );
+    assert!(e.starts_with(&format!("error: {path}:23: \"pii\" in [[rule]] must be a list of ")), "{e}");
+}
+
 #[test]
 fn what_is_not_toml_or_not_text() {
     let message = check_fails("not-toml.toml", "[[model]]\nname = \n");

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use bartizan_rate_limit::Quota;
+use bartizan_validate::{Level, Severity};
 use gateway::{
     app::App,
     config::{
-        CircuitBreaker, Config, Dedup, EmbeddingBatches, Environment, FallbackSettings, Fallbacks, Health,
-        ShowTo, Upstream, sample,
+        Action, Check, CircuitBreaker, Config, Dedup, EmbeddingBatches, Environment, FallbackSettings,
+        Fallbacks, Guard, Health, ShowTo, Side, Upstream, sample,
     },
 };
 use secrecy::ExposeSecret;
@@ -58,7 +59,7 @@ fn the_sample_shows_the_defaults() {
         _ => format!("{line}\n"),
     });
     let text: String = lines.collect();
-    assert_eq!(uncommented, 69);
+    assert_eq!(uncommented, 80);
     assert_eq!(format!("{:?}", load(&text)), defaults);
 }
 
@@ -214,7 +215,7 @@ fn unknown_keys_come_with_advice() {
         ("[[models]]", r#"g.toml:4: unknown section "models"; did you mean [[model]]?"#),
         (
             "[zzz]",
-            r#"g.toml:4: unknown section "zzz"; there are [server], [limits], [rate_limits], [total_rate_limits], [circuit_breaker], [fallback], [dedup], [health], [embedding_batches], [[tenant]], [[key]], [[model]]"#,
+            r#"g.toml:4: unknown section "zzz"; there are [server], [limits], [rate_limits], [total_rate_limits], [circuit_breaker], [fallback], [dedup], [health], [embedding_batches], [validation], [[rule]], [[tenant]], [[key]], [[model]]"#,
         ),
         (
             "[server]\nconnect_ms = 5",
@@ -882,7 +883,7 @@ fn fallbacks_that_cannot_be_are_refused() {
             "[fallback]\nattempts = 0",
             r#"g.toml:5: "attempts" in [fallback] must be an integer from 1 to 100, not 0"#,
         ),
-        ("[fallbacks]", r#"g.toml:4: unknown section "fallbacks"; it belongs in [fallback]"#),
+        ("[fallbacks]", r#"g.toml:4: unknown section "fallbacks"; did you mean [fallback]?"#),
     ] {
         let other = "\n[[model]]\nname = \"other\"\nupstream = \"mock\"\n";
         assert_eq!(wrong(&format!("{text}\n{other}")), expected);
@@ -1081,5 +1082,336 @@ fn health_settings_that_cannot_be_are_refused() {
     assert_eq!(
         wrong_with(MOCK, &[("GATEWAY_HEALTH_SHED", "yes")]),
         "GATEWAY_HEALTH_SHED: \"shed\" in [health] must be true or false, not \"yes\""
+    );
+}
+
+fn rule(more: &str) -> String {
+    format!("[[rule]]\nname = \"r\"\nside = \"request\"\n{more}\n")
+}
+
+#[test]
+fn what_is_checked_is_of_all_models_or_of_one() {
+    assert!(load(MOCK).validation.rules.is_empty());
+    let text = format!(
+        r#"{MOCK}
+        validation_level = "strict"
+        validation_rules = ["b"]
+        [[model]]
+        name = "usual"
+        upstream = "mock"
+        [[model]]
+        name = "off"
+        upstream = "mock"
+        validation = false
+        validation_action = "report"
+        structured_output = false
+        [validation]
+        rules = ["a"]
+        level = "lenient"
+        structured_output = true
+        window_bytes = 1
+        overlap_bytes = 5
+        window_ms = 7
+        max_answer_bytes = 9
+        [[rule]]
+        name = "a"
+        side = "both"
+        severity = "safety"
+        terms = ["xy"]
+        inside_words = true
+        [[rule]]
+        name = "b"
+        side = "request"
+        require = '^a'
+        at = "/user"
+        "#
+    );
+    let variables = environment(&[("GATEWAY_VALIDATION_MAX_JSON_DEPTH", "127")]);
+    let config = Config::from_toml("g.toml", &text, &variables).unwrap();
+    let validation = &config.validation;
+    assert_eq!((validation.window_bytes, validation.overlap_bytes), (1, 5));
+    assert_eq!((validation.window, validation.max_answer_bytes), (Duration::from_millis(7), 9));
+    assert_eq!(validation.max_json_depth, 127);
+    let guard = |level, action, rule: &str, structured_output, enabled| Guard {
+        enabled,
+        level,
+        action,
+        rules: Some(names(&[rule])),
+        structured_output,
+    };
+    let guards: Vec<_> = config.models.iter().map(|model| model.guard.clone()).collect();
+    let expected = [
+        guard(Level::Strict, Action::Reject, "b", true, true),
+        guard(Level::Lenient, Action::Reject, "a", true, true),
+        guard(Level::Lenient, Action::Report, "a", false, false),
+    ];
+    assert_eq!(guards, expected);
+    let [a, b] = &validation.rules[..] else { panic!("{validation:?}") };
+    assert_eq!(
+        (a.name.as_str(), a.side, a.severity, a.at.as_deref()),
+        ("a", Side::Both, Severity::Safety, None)
+    );
+    assert_eq!((b.side, b.severity, b.at.as_deref()), (Side::Request, Severity::Error, Some("/user")));
+    assert!(matches!((&a.check, &b.check), (Check::Terms(_), Check::Require(_))));
+
+    let all = load(&format!("{MOCK}{}", rule("pii = [\"emails\", \"phones\", \"cards\", \"secrets\"]")));
+    assert_eq!(all.models[0].guard.rules, None);
+    // The mocks of a gateway without a file obey the environment, too.
+    let variables =
+        [("GATEWAY_VALIDATION_STRUCTURED_OUTPUT", "true"), ("GATEWAY_VALIDATION_LEVEL", "strict")];
+    let config = Config::load(None, &environment(&variables), None).unwrap();
+    assert!(config.models.iter().all(|model| model.guard.structured_output));
+    // Switched off, whatever stands there may stay.
+    load(&format!("{MOCK}[validation]\nenabled = false\nlevel = \"strict\"\n"));
+}
+
+/// The extremes of the ranges can be built, so that nothing that was loaded panics later.
+#[tokio::test]
+async fn rules_at_their_bounds() {
+    let rules = rule("max_bytes = 1") + &rule("max_bytes = 1_073_741_824").replace("\"r\"", "\"s\"");
+    for text in [
+        "window_bytes = 1\noverlap_bytes = 1\nwindow_ms = 1\nmax_answer_bytes = 1\nmax_json_depth = 1",
+        "window_bytes = 1_048_576\noverlap_bytes = 1_048_576\nwindow_ms = 10_000\nmax_answer_bytes = 67_108_864\n\
+         max_json_depth = 127\nstructured_output = true",
+    ] {
+        let terms = "[[rule]]\nname = \"t\"\nside = \"both\"\nterms = [\"x\"]\n";
+        let config = load(&format!("{MOCK}{rules}{terms}[validation]\n{text}"));
+        let (app, _) = App::new(config).await.unwrap();
+        drop(app.service());
+    }
+}
+
+#[test]
+fn rules_that_cannot_be_are_refused() {
+    // The rule's keys begin on line 7.
+    let line = |text: &str, line: usize| {
+        let told = wrong(&rule(text));
+        told.strip_prefix(&format!("g.toml:{line}: ")).unwrap_or_else(|| panic!("{told}")).to_owned()
+    };
+    let seventh = |text: &str| line(text, 7);
+    let in_rule = |text: &str| seventh(text).replace(" in [[rule]]", "");
+
+    assert_eq!(in_rule("deny = '('"), "\"deny\" is no regular expression that can be used: unclosed group");
+    assert_eq!(
+        in_rule("deny = '(?=x)'"),
+        "\"deny\" is no regular expression that can be used: look-around, including look-ahead and look-behind, is not \
+         supported"
+    );
+    assert_eq!(
+        in_rule(r"deny = '(\w{1000}){1000}'"),
+        "\"deny\" is no regular expression that can be used: Compiled regex exceeds size limit of 1048576 bytes."
+    );
+    assert_eq!(
+        in_rule("pii = [\"emails\", \"card\"]"),
+        "\"pii\" must be a list of \"emails\", \"phones\", \"cards\" and \"secrets\", not \"card\"; did you mean \"cards\"?"
+    );
+    assert_eq!(in_rule("pii = []"), "\"pii\" is empty");
+    assert_eq!(
+        in_rule("pii = \"cards\""),
+        "\"pii\" must be a list of \"emails\", \"phones\", \"cards\" and \"secrets\", not \"cards\""
+    );
+    assert_eq!(in_rule("terms = []"), "\"terms\" has no terms");
+    assert_eq!(in_rule("terms = [5]"), "\"terms\" must be a list of terms, not an array");
+    assert_eq!(in_rule("terms = [\"a\", \"\"]"), "\"terms\" cannot be used: term 1 is empty");
+    assert_eq!(in_rule("terms_file = \"\""), "\"terms_file\" is empty");
+    assert_eq!(in_rule("max_bytes = 0"), "\"max_bytes\" must be an integer from 1 to 1073741824, not 0");
+    assert_eq!(in_rule("require = 'x'"), "\"require\" needs \"at\": in which strings it must match");
+    assert_eq!(
+        line("deny = 'x'\nat = \"messages\"", 8),
+        "\"at\" in [[rule]] must be a JSON pointer, which begins with \"/\", as \"/messages/*/content\", not \"messages\""
+    );
+    assert_eq!(
+        line("deny = 'x'\npii = [\"cards\"]", 8),
+        "\"pii\" in [[rule]] has no effect beside \"deny\": give it a [[rule]] of its own"
+    );
+    assert_eq!(
+        line("deny = 'x'\ninside_words = true", 8),
+        "\"inside_words\" in [[rule]] has no effect beside \"deny\": remove it"
+    );
+    assert_eq!(
+        line("max_bytes = 5\nat = \"/user\"", 8),
+        "\"at\" in [[rule]] has no effect beside \"max_bytes\", which looks at all of it: remove it"
+    );
+    assert_eq!(in_rule("denny = 'x'\nmax_bytes = 5"), "unknown key \"denny\"; did you mean \"deny\"?");
+
+    for key in ["moderation_key_env = \"A\"", "moderation_model = \"m\"", "deadline_ms = 5"] {
+        let told = line(&format!("pii = [\"cards\"]\n{key}"), 8);
+        let name = key.split(' ').next().unwrap();
+        assert_eq!(told, format!("{name:?} in [[rule]] has no effect without \"moderation_url\": remove it"));
+    }
+    assert_eq!(
+        line("moderation_url = \"http://h/v1\"\nmoderation_key_env = \"NO_KEY\"", 8),
+        "\"moderation_key_env\" in [[rule]] names the environment variable NO_KEY, which is not set; put the key there"
+    );
+    assert_eq!(
+        line("moderation_url = \"http://h/v1\"\nat = \"/user\"", 8),
+        "\"at\" in [[rule]] has no effect beside \"moderation_url\", which looks at all of it: remove it"
+    );
+    // What stands in a URL, or in place of a variable's name, may be a secret.
+    let told = seventh("moderation_url = \"http://user:sk-secret@h/v1\"");
+    assert!(told.contains("must not hold a user or a password") && !told.contains("sk-secret"), "{told}");
+    let told = line("moderation_url = \"http://h/v1\"\nmoderation_key_env = \"sk-secret\"", 8);
+    assert!(
+        told.contains("must be the name of an environment variable") && !told.contains("sk-secret"),
+        "{told}"
+    );
+    assert_eq!(
+        in_rule("moderation_url = \"ftp://h\""),
+        "\"moderation_url\" must begin with http:// or https://; write it as \"https://api.openai.com/v1\""
+    );
+
+    let missing = "g.toml:4: missing what it checks in [[rule]]: one of terms, terms_file, deny, require, pii, schema, \
+                   max_bytes, moderation_url";
+    assert_eq!(wrong(&rule("")), missing);
+    assert_eq!(
+        wrong("[[rule]]\nmax_bytes = 5"),
+        "g.toml:4: missing key \"name\" in [[rule]]: what reports call it\n\
+         g.toml:4: missing key \"side\" in [[rule]]: \"request\", \"answer\" or \"both\""
+    );
+    assert_eq!(
+        wrong("[[rule]]\nname = \"r\"\nside = \"both\"\ndeny = 'x'\nat = \"/user\""),
+        "g.toml:6: \"side\" in [[rule]] is \"both\", but what it looks at is in requests or in answers; make two rules of it"
+    );
+    assert_eq!(
+        wrong("[[rule]]\nname = \"r\"\nside = \"response\"\nmax_bytes = 5\nseverity = \"errors\""),
+        "g.toml:6: \"side\" in [[rule]] must be \"request\", \"answer\" or \"both\", not \"response\"\n\
+         g.toml:8: \"severity\" in [[rule]] must be \"warn\", \"error\" or \"safety\", not \"errors\"; did you mean \"error\"?"
+    );
+    for name in ["", "a b", "Grüße", &"x".repeat(65), "json", "structured_output"] {
+        let told = wrong(&rule("max_bytes = 5").replace("\"r\"", &format!("{name:?}")));
+        assert!(told.starts_with("g.toml:5: \"name\" in [[rule]] "), "{told}");
+    }
+    let twice = wrong(&(rule("max_bytes = 5") + &rule("max_bytes = 6")));
+    assert_eq!(
+        twice,
+        "g.toml:9: \"name\" in [[rule]] is \"r\", as at g.toml:5; each needs a name of its own"
+    );
+    assert_eq!(wrong("[rule]"), "g.toml:4: \"rule\" must be written as [[rule]]");
+    assert_eq!(wrong("[[rules]]"), "g.toml:4: unknown section \"rules\"; did you mean [[rule]]?");
+}
+
+/// Files are looked for beside the configuration; whatever is wrong with one is told with its path.
+#[test]
+fn files_of_rules_that_are_wrong() {
+    let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("rules");
+    std::fs::create_dir_all(&folder).unwrap();
+    let config = folder.join("g.toml").to_str().unwrap().to_owned();
+    let told = |key: &str, name: &str, contents: Option<&[u8]>| {
+        let path = folder.join(name);
+        match contents {
+            Some(contents) => std::fs::write(&path, contents).unwrap(),
+            None => _ = std::fs::remove_file(&path),
+        }
+        let text = format!("{MOCK}{}", rule(&format!("{key} = \"{name}\"")));
+        match Config::from_toml(&config, &text, &Environment::default()) {
+            Ok(_) => "fine".to_owned(),
+            Err(error) => {
+                let (error, path) = (error.to_string(), path.to_str().unwrap());
+                let told =
+                    error.strip_prefix(&format!("{config}:7: {key:?} in [[rule]] names {path}, which "));
+                told.unwrap_or_else(|| panic!("{error}")).to_owned()
+            }
+        }
+    };
+    assert_eq!(told("terms_file", "good.txt", Some(b"# a comment\r\n\r\nred door\r\n")), "fine");
+    assert_eq!(
+        told("terms_file", "none.txt", None),
+        "cannot be read: No such file or directory (os error 2)"
+    );
+    assert_eq!(told("terms_file", "empty.txt", Some(b"# nothing\n\n")), "has no terms");
+    assert_eq!(told("terms_file", "latin.txt", Some(b"a\nT\xfcrmchen\n")), "is not UTF-8 text (line 2)");
+    assert_eq!(told("terms_file", ".", None), "cannot be read: Is a directory (os error 21)");
+    let long = vec![b'x'; (16 << 20) + 1];
+    assert_eq!(told("terms_file", "long.txt", Some(&long)), "is longer than 16777216 bytes");
+    std::fs::remove_file(folder.join("long.txt")).unwrap();
+
+    assert_eq!(told("schema", "good.json", Some(br##"{"$defs": {"a": {}}, "$ref": "#/$defs/a"}"##)), "fine");
+    assert_eq!(told("schema", "none.json", None), "cannot be read: No such file or directory (os error 2)");
+    let no_json = told("schema", "no.json", Some(b"{\n\"type\": }"));
+    assert_eq!(no_json, "is not JSON: expected value at line 2 column 9");
+    for (name, schema, words) in [
+        ("type.json", r#"{"type": "no type"}"#, "/type"),
+        (
+            "remote.json",
+            r#"{"properties": {"a": {"$ref": "http://127.0.0.1:9/a.json"}}}"#,
+            "/properties/a/$ref",
+        ),
+        ("beside.json", r#"{"$ref": "good.json"}"#, "/$ref"),
+        ("around.json", r#"{"properties": {"a": {"pattern": "(?=x)"}}}"#, "/properties/a/pattern"),
+        ("list.json", "[]", "cannot be used: "),
+    ] {
+        let told = told("schema", name, Some(schema.as_bytes()));
+        assert!(told.starts_with("cannot be used: ") && told.contains(words), "{told}");
+    }
+}
+
+#[test]
+fn rules_that_nobody_has_and_names_that_are_none() {
+    let rules = rule("terms = [\"nightfall\"]");
+    let of_model = |text: &str| wrong(&format!("{text}\n{rules}"));
+    assert_eq!(
+        of_model("validation_rules = [\"r\", \"r\"]"),
+        "g.toml:4: \"validation_rules\" in [[model]] names \"r\", and does so twice"
+    );
+    assert_eq!(
+        of_model("validation_rules = [\"s\", \"r\"]"),
+        "g.toml:4: \"validation_rules\" in [[model]] names \"s\", which is no [[rule]]; there are r"
+    );
+    assert_eq!(
+        wrong("validation_rules = [\"s\"]"),
+        "g.toml:4: \"validation_rules\" in [[model]] names \"s\", which is no [[rule]]; there is none"
+    );
+    assert_eq!(
+        of_model("validation_rules = []"),
+        "g.toml:5: the [[rule]] \"r\" has no effect: no model has it; name it in \"rules\" or \"validation_rules\", or \
+         remove it"
+    );
+    assert_eq!(
+        of_model("validation_level = \"strickt\""),
+        "g.toml:4: \"validation_level\" in [[model]] must be \"strict\", \"moderate\" or \"lenient\", not \"strickt\"; did \
+         you mean \"strict\"?"
+    );
+    assert_eq!(
+        wrong(&format!("[validation]\nrules = [\"cart\"]\n{}", rules.replace("\"r\"", "\"carts\""))),
+        "g.toml:5: \"rules\" in [validation] names \"cart\", which is no [[rule]]; did you mean \"carts\"?\n\
+         g.toml:6: the [[rule]] \"carts\" has no effect: no model has it; name it in \"rules\" or \"validation_rules\", or \
+         remove it"
+    );
+    let nothing = "has no effect without a [[rule]], or structured_output = true; add one, or remove this";
+    for (key, value) in [
+        ("level", "\"strict\""),
+        ("action", "\"report\""),
+        ("window_bytes", "5"),
+        ("overlap_bytes", "5"),
+        ("window_ms", "5"),
+        ("max_answer_bytes", "5"),
+        ("max_json_depth", "5"),
+    ] {
+        let told = wrong(&format!("[validation]\n{key} = {value}"));
+        assert_eq!(told, format!("g.toml:5: {key:?} in [validation] {nothing}"));
+    }
+    let told = wrong(&format!("[validation]\non_error = \"pass\"\n{}", rule("max_bytes = 5")));
+    let without = "has no effect without a [[rule]] with moderation_url; add one, or remove this";
+    assert_eq!(told, format!("g.toml:5: \"on_error\" in [validation] {without}"));
+    let told = wrong("[validation]\non_error = \"fail\"");
+    assert!(
+        told.starts_with("g.toml:5: \"on_error\" in [validation] must be \"auto\", \"refuse\" or \"pass\""),
+        "{told}"
+    );
+    let told = wrong("validation_action = \"report\"");
+    assert_eq!(told, format!("g.toml:4: \"validation_action\" in [[model]] {nothing}"));
+
+    // In streams it could be missed.
+    let long = rule(&format!("terms = [\"{}\"]", "x".repeat(300))).replace("\"request\"", "\"answer\"");
+    assert_eq!(
+        wrong(&long),
+        "g.toml:4: the [[rule]] \"r\" has a term of 300 bytes, which would be missed in streams: \"overlap_bytes\" in \
+         [validation] is 256; raise that, or shorten the term"
+    );
+    load(&format!("{MOCK}{long}[validation]\noverlap_bytes = 300"));
+    load(&format!("{MOCK}{}", long.replace("\"answer\"", "\"request\"")));
+    assert_eq!(
+        wrong("[validation]\nlevels = 5"),
+        "g.toml:5: unknown key \"levels\" in [validation]; did you mean \"level\"?"
     );
 }

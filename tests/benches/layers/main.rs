@@ -16,6 +16,7 @@ mod inner;
 mod measure;
 mod rate_limit;
 mod report;
+mod validate;
 
 use std::process::ExitCode;
 
@@ -36,6 +37,7 @@ const LAYERS: &[(&str, Compare)] = &[
     ("dedup", dedup::compare),
     ("fallback", fallback::compare),
     ("health", health::compare),
+    ("validate", validate::compare),
 ];
 
 type Compare = fn(Plan) -> Vec<Table>;
@@ -45,7 +47,7 @@ cargo bench -p bartizan-tests --bench layers [-- OPTIONS]
 
   --quick        one short round: does everything work? (the figures are not to be believed)
   --rounds N     rounds, each of every contender in rotated order, default 40
-  --only A,B     of rate-limit, circuit-breaker, dedup, fallback, health, batch";
+  --only A,B     of rate-limit, circuit-breaker, dedup, fallback, health, batch, validate";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();

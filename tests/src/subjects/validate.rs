@@ -1,12 +1,20 @@
 //! `bartizan-validate`, with rules for heads and with bodies that are guarded.
 
-use bartizan_validate::{Level, Pattern, Rules, Validator, Window, must};
+use std::time::Duration;
+
+use axum::body::Body;
+use bartizan_core::BoxError;
+use bartizan_validate::{
+    GatherLayer, Gathered, Inquiry, Level, Pattern, Rules, Severity, Validator, Window, must, text,
+};
+use http::Request;
+use tower::{Layer, ServiceExt, layer::layer_fn, service_fn};
 
 use crate::{
     Subject,
     controlled::Then,
-    subject::{Dress, Impossible, Panicking, Readiness, Refusal},
-    wire::{Handle, Req, Res},
+    subject::{Dress, Impossible, Panicking, Readiness, Refusal, Timing},
+    wire::{Handle, Req, Res, Wire},
 };
 
 fn with(name: &'static str) -> Dress {
@@ -157,6 +165,164 @@ impl Subject for Guarding {
 
     fn panicking(&self) -> Vec<Panicking> {
         vec![Panicking { what: "a rule", handle: Self::handle(), request: with("x-rule-panics") }]
+    }
+
+    fn exempt(&self, law: &str) -> Option<&'static str> {
+        exempt(law)
+    }
+}
+
+/// Rules that are services: calls wait for what they say.
+#[derive(Debug)]
+pub(super) struct Asking;
+
+impl Asking {
+    /// A service that says no, hangs or panics as headers say.
+    fn handle(level: Level) -> Handle {
+        let service = service_fn(|(bad, hangs, panics): (bool, bool, bool)| async move {
+            assert!(!panics, "the service panics");
+            if hangs {
+                std::future::pending::<()>().await;
+            }
+            Ok::<_, BoxError>(bad)
+        });
+        let question = |request: &Req| {
+            let has = |name: &str| request.headers().contains_key(name);
+            assert!(!has("x-question-panics"), "the question panics");
+            (!has("x-nothing-to-ask"))
+                .then(|| (has("x-bad-says-it"), has("x-hangs"), has("x-service-panics")))
+        };
+        let inquiry = Inquiry::new(question, service, must("nothing bad", |bad: &bool| !bad));
+        let inquiry = inquiry.within(Duration::from_secs(20));
+        let validator = Validator::new(rules().inquire("service", Severity::Error, inquiry));
+        Handle::new(move || validator.layer(level))
+    }
+}
+
+impl Subject for Asking {
+    fn name(&self) -> String {
+        "validate-asking".to_owned()
+    }
+
+    fn open(&self) -> Handle {
+        Self::handle(Level::Strict)
+    }
+
+    fn readiness(&self) -> Readiness {
+        Readiness::AtOnce
+    }
+
+    fn refusals(&self) -> Vec<Refusal> {
+        let refusal = |what, level, header| Refusal {
+            readiness: Readiness::AtOnce,
+            ..refusal(what, Self::handle(level), header)
+        };
+        vec![
+            refusal("a service that says no", Level::Moderate, "x-bad-says-it"),
+            refusal("an error", Level::Moderate, "x-bad"),
+            refusal("a service that panics", Level::Strict, "x-service-panics"),
+        ]
+    }
+
+    fn timings(&self) -> Vec<Timing> {
+        vec![Timing {
+            what: "a service that does not answer",
+            handle: Self::handle(Level::Strict),
+            warm_up: 0,
+            then: Then::Resolve,
+            request: with("x-hangs"),
+            at: Duration::from_secs(20),
+        }]
+    }
+
+    fn impossible(&self) -> Vec<Impossible> {
+        let inquiry = || {
+            Inquiry::new(
+                |_: &Req| Some(()),
+                service_fn(|()| std::future::ready(Ok::<_, BoxError>(()))),
+                must("it", |(): &()| true),
+            )
+        };
+        vec![Impossible::new("a service without a name", move || {
+            Rules::new().inquire("", Severity::Warn, inquiry())
+        })]
+    }
+
+    fn panicking(&self) -> Vec<Panicking> {
+        let panicking =
+            |what, header| Panicking { what, handle: Self::handle(Level::Lenient), request: with(header) };
+        vec![
+            panicking("the service", "x-service-panics"),
+            panicking("what makes the question", "x-question-panics"),
+            panicking("a rule that says at once", "x-rule-panics"),
+        ]
+    }
+
+    fn exempt(&self, law: &str) -> Option<&'static str> {
+        match law {
+            "shared-state" | "served" => Some("no call changes what another one meets: it only counts"),
+            _ => None,
+        }
+    }
+}
+
+/// Bodies that are read before rules look at them.
+#[derive(Debug)]
+pub(super) struct Gathering;
+
+impl Gathering {
+    fn handle() -> Handle {
+        let deny = Pattern::deny("SECRET").expect("it is a pattern");
+        let validator = Validator::http(Rules::new().error("deny", text(deny)));
+        Handle::new(move || {
+            let layer = validator.layer(Level::Moderate);
+            layer_fn(move |inner: Wire| {
+                let inner = inner.map_request(|request: Request<Gathered>| request.map(Body::new));
+                GatherLayer::new(64).layer(layer.layer(inner))
+            })
+        })
+    }
+}
+
+impl Subject for Gathering {
+    fn name(&self) -> String {
+        "validate-gathering".to_owned()
+    }
+
+    fn open(&self) -> Handle {
+        Self::handle()
+    }
+
+    fn readiness(&self) -> Readiness {
+        Readiness::AtOnce
+    }
+
+    fn refusals(&self) -> Vec<Refusal> {
+        let with_body = |body: fn() -> Body| Dress::new(move |_, request| request.map(|_| body()));
+        let refusal = |what, body: fn() -> Body| Refusal {
+            request: with_body(body),
+            readiness: Readiness::AtOnce,
+            ..refusal(what, Self::handle(), "x")
+        };
+        vec![
+            refusal("a rule", || Body::from("a SECRET")),
+            refusal("a body that is too long", || Body::from(vec![b'x'; 65])),
+            refusal("a body that breaks off", || {
+                let frames = ["a", "b"].map(|data| if data == "a" { Ok(data) } else { Err("it breaks off") });
+                Body::from_stream(futures_util::stream::iter(frames))
+            }),
+        ]
+    }
+
+    fn impossible(&self) -> Vec<Impossible> {
+        impossible()
+    }
+
+    fn panicking(&self) -> Vec<Panicking> {
+        let body =
+            || Body::new(http_body_util::BodyExt::map_frame(Body::from("x"), |_| panic!("the body panics")));
+        let request = Dress::new(move |_, request| request.map(|_| body()));
+        vec![Panicking { what: "what the body is made of", handle: Self::handle(), request }]
     }
 
     fn exempt(&self, law: &str) -> Option<&'static str> {

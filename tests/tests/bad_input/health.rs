@@ -285,7 +285,9 @@ async fn a_key_that_is_refused_is_seen() {
 /// Names with quotes and backslashes, and errors with whatever upstreams say; what Prometheus's own checker says of it.
 #[tokio::test]
 async fn promtool_finds_nothing_wrong() {
-    let (gateway, mock) = start(&["[rate_limits]\nrequests_per_minute = 100\nmax_queue = 3"]).await;
+    let rest = "[rate_limits]\nrequests_per_minute = 100\nmax_queue = 3\n[[rule]]\nname = \"a.b-c\"\nside = \"both\"\n\
+                pii = [\"cards\"]";
+    let (gateway, mock) = start(&[rest]).await;
     let body =
         r#"{"error":{"message":"line\nline \"quoted\" \\ {} # HELP","type":"server_error","code":null}}"#;
     mock.script(Script::new().status(500).body(body));

@@ -7,6 +7,7 @@ mod dedup;
 mod fallbacks;
 #[path = "../gateway_under_test/mod.rs"]
 mod gateway_under_test;
+mod guards;
 mod health;
 mod limits;
 mod upstreams;

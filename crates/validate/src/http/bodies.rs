@@ -1,22 +1,21 @@
-use std::{
-    fmt,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll, ready},
-};
+use std::{fmt, sync::Arc};
 
 use bartizan_core::BoxError;
-use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, Request, Response, StatusCode, header::CONTENT_LENGTH, response::Parts};
+use bytes::Bytes;
+use http::{Request, Response, StatusCode, header::CONTENT_TYPE};
 use http_body::Body;
-use pin_project_lite::pin_project;
 
 use super::{
     checked::Checked,
-    message::{is_encoded, media_type},
+    checking::Checking,
+    header,
+    message::{declared, media_type, uncheckable},
     window::{Judge, Raw, Window},
 };
-use crate::{Answers, Part, Policy, Report, Rules, Validator, validator::Tally};
+use crate::{
+    Answers, Asked, Found, Part, Policy, Report, Rules, Severity, Validator, answers::Expected,
+    pending::Inquiring, rule::Findings, rules::ask, validator::Tally,
+};
 
 /// Responses with bodies. [`Validator::http`] begins with one that checks none.
 ///
@@ -25,11 +24,16 @@ use crate::{Answers, Part, Policy, Report, Rules, Validator, validator::Tally};
 /// longer than is read, an event stream where none was thought of.
 pub struct Bodies(Arc<Settings>);
 
-struct Settings {
+pub(super) struct Settings {
     whole: Option<Whole>,
     window: Option<Guarded>,
     #[cfg(feature = "json")]
     events: Option<Guarded>,
+    /// Streams of which only the form is looked at.
+    #[cfg(feature = "json")]
+    unguarded: Guarded,
+    /// Responses have the report in a header, too.
+    pub(super) headers: bool,
     tally: Arc<Tally>,
 }
 
@@ -98,6 +102,9 @@ impl<B> Validator<Request<B>> {
             window: None,
             #[cfg(feature = "json")]
             events: None,
+            #[cfg(feature = "json")]
+            unguarded: Guarded { window: Window::new(1), rules: Arc::default() },
+            headers: false,
             tally: tally.clone(),
         };
         Validator { shared, answers: Bodies(Arc::new(settings)), tally }
@@ -133,9 +140,10 @@ impl<Req> Validator<Req, Bodies> {
 
     /// Guards event streams while they run: what events add to each text is put together and looked at.
     ///
-    /// Texts are the strings in each `delta` of an event's JSON, and each `text` of a choice; those of different choices
-    /// and members are apart. Data that is not JSON is a text of its own. The window counts bytes of text, and passes whole
-    /// events.
+    /// Texts are the strings of an event's JSON, but for what servers say of an event (`id`, `object`, `model`, `type`,
+    /// `role`, `finish_reason` and the like, and `logprobs`, which repeat the text) outside of a `delta`; those of different
+    /// choices and members are apart. Data that is not JSON is a text of its own. Names of members, comments and other
+    /// fields of the stream are not looked at. The window counts bytes of text, and passes whole events.
     ///
     /// # Panics
     ///
@@ -146,63 +154,212 @@ impl<Req> Validator<Req, Bodies> {
         self.with(|settings| settings.events = Some(Guarded { window, rules: Arc::new(rules) }))
     }
 
+    /// Has every response that something is to be told of say so in a header, beside the extensions: one that passes, and one
+    /// that is made from a refusal. What others have said in a header of this name is taken out.
+    ///
+    /// ```text
+    /// validation-report: "pii";at="/messages/0/content";is=warn, "terms";is=error, more;n=3
+    /// ```
+    ///
+    /// A list of structured fields (RFC 9651): names of rules, with the JSON pointer and the severity (or `failed`, or
+    /// `malformed`), and at last how many more there are. At most 1,024 bytes; bytes that a header cannot have, `"`, `\` and
+    /// `%` are percent-encoded; a name is cut, and a pointer left out, after 256 bytes. It quotes nothing, but a pointer has
+    /// names of members as the message has them. Of a stream it tells what was found in the request.
+    ///
+    /// # Panics
+    ///
+    /// If layers were made from it before, or clones.
+    #[must_use]
+    pub fn report_header(mut self) -> Self {
+        Arc::get_mut(&mut self.shared).expect(BEFORE).headers = true;
+        self.with(|settings| settings.headers = true)
+    }
+
     fn with(mut self, change: impl FnOnce(&mut Settings)) -> Self {
         let settings = Arc::get_mut(&mut self.answers.0);
-        change(settings.expect("rules are added before layers are made"));
+        change(settings.expect(BEFORE));
         self
     }
 }
+
+#[cfg(feature = "json")]
+impl<B: AsRef<[u8]>> Validator<Request<B>, Bodies> {
+    /// Checks the text of an answer against the form that the request asks for, by a rule of this name and severity.
+    ///
+    /// A request whose `format` cannot be checked is refused with the pointer to what is wrong with it, and so is any that
+    /// has a body which is no JSON object: put this where JSON is taken. Choices that call tools or refuse to answer have no
+    /// text to check. Pointers of what is found in an answer begin at the answer and go on within its text.
+    ///
+    /// An answer is read as a whole, as if by [`whole`](Self::whole). Of an event stream, each text is put together and
+    /// checked before the event passes that says it has come to its end; if none does, before `[DONE]`, or else at the
+    /// stream's end. What came before has passed by then: a client that gets no such event but an error has no answer.
+    ///
+    /// ```
+    /// use bartizan_core::BoxError;
+    /// use bartizan_validate::{Level, Report, ResponseFormat, Rules, Severity, Validator};
+    /// use bytes::Bytes;
+    /// use http::{Request, Response};
+    /// use http_body_util::Full;
+    /// use tower::{Layer, ServiceExt, service_fn};
+    ///
+    /// # tokio_test::block_on(async {
+    /// let validator = Validator::http(Rules::new()).structured("form", Severity::Error, ResponseFormat::chat());
+    /// let model = service_fn(|_: Request<Bytes>| async {
+    ///     let answer = r#"{"choices":[{"message":{"content":"{\"age\":\"seven\"}"}}]}"#;
+    ///     Ok::<_, BoxError>(Response::new(Full::<Bytes>::from(answer)))
+    /// });
+    /// let service = validator.layer(Level::Moderate).layer(model);
+    /// let ask = |schema: &str| {
+    ///     let format = format!(r#"{{"type":"json_schema","json_schema":{{"name":"x","schema":{schema}}}}}"#);
+    ///     service.clone().oneshot(Request::new(format!(r#"{{"response_format":{format}}}"#).into()))
+    /// };
+    ///
+    /// assert!(ask(r#"{"properties":{"age":{"type":"string"}}}"#).await.is_ok());
+    /// let error = ask(r#"{"properties":{"age":{"type":"number"}}}"#).await.unwrap_err();
+    /// let report = Report::find(&*error).expect("a refusal");
+    /// assert_eq!(report.violations()[0].pointer(), "/choices/0/message/content/age");
+    ///
+    /// let error = ask(r#"{"$ref":"https://example.org/schema.json"}"#).await.unwrap_err();
+    /// let report = Report::find(&*error).expect("the request is refused, and nothing is fetched");
+    /// assert_eq!(report.violations()[0].pointer(), "/response_format/json_schema/schema/$ref");
+    /// # Ok::<(), BoxError>(())
+    /// # }).unwrap();
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// If the name is empty, or if layers were made from it before, or clones.
+    #[must_use]
+    pub fn structured(mut self, name: &str, severity: Severity, format: crate::ResponseFormat) -> Self {
+        let formats = crate::json::Formats::new(name, severity, format);
+        let expects = move |request: &Request<B>, findings: &mut Findings| match formats.expected(request) {
+            Ok(expected) => expected,
+            Err(flaw) => {
+                Found::new(findings, formats.name(), severity).at(&flaw.pointer).malformed(flaw.message);
+                None
+            }
+        };
+        let shared = Arc::get_mut(&mut self.shared).expect(BEFORE);
+        shared.expects = Some(Box::new(expects));
+        self
+    }
+}
+
+const BEFORE: &str = "rules are added before layers are made";
 
 /// How a body is checked.
 enum Way<'a> {
     Pass,
     Refuse(&'static str),
-    Read,
+    /// Read it, if it is not longer than this.
+    Read(usize),
     Guard(&'a Guarded),
     #[cfg(feature = "json")]
     Events(&'a Guarded),
 }
 
 impl Settings {
-    fn way<B: Body>(&self, response: &Response<B>) -> Way<'_> {
+    fn way<B: Body>(&self, response: &Response<B>, expected: Option<&Expected>) -> Way<'_> {
         let some = self.whole.is_some() || self.window.is_some();
         #[cfg(feature = "json")]
-        let some = some || self.events.is_some();
-        if !some || !response.status().is_success() || response.status() == StatusCode::NO_CONTENT {
+        let other = self.events.is_some();
+        #[cfg(not(feature = "json"))]
+        let other = false;
+        let status = response.status();
+        if !(some || other || expected.is_some()) || !status.is_success() || status == StatusCode::NO_CONTENT
+        {
             return Way::Pass;
         }
-        if is_encoded(response.headers()) {
-            return Way::Refuse("a body with a content coding cannot be checked");
+        if let Some(why) = uncheckable(response.headers()) {
+            return Way::Refuse(why);
+        }
+        if status == StatusCode::PARTIAL_CONTENT {
+            return Way::Refuse("a part of a body cannot be checked");
+        }
+        if response.headers().get_all(CONTENT_TYPE).iter().count() > 1 {
+            return Way::Refuse("a body of two content types cannot be checked");
         }
         if media_type(response.headers()).eq_ignore_ascii_case("text/event-stream") {
             #[cfg(feature = "json")]
-            if let Some(events) = &self.events {
-                return Way::Events(events);
+            match &self.events {
+                Some(events) => return Way::Events(events),
+                None if !some => return Way::Events(&self.unguarded),
+                None => {}
             }
             return Way::Refuse("an event stream cannot be checked by these rules");
         }
-        match (&self.whole, &self.window) {
-            (Some(whole), _) if declared(response) > whole.max_bytes as u64 => Way::Refuse(TOO_LONG),
-            (Some(_), _) => Way::Read,
-            (None, Some(window)) => Way::Guard(window),
-            (None, None) => Way::Refuse("a body that is no event stream cannot be checked by these rules"),
+        if other && !some {
+            return Way::Refuse("a body that is no event stream cannot be checked by these rules");
+        }
+        let most = match (&self.whole, &self.window, expected) {
+            (Some(whole), _, _) => whole.max_bytes,
+            (None, _, Some(expected)) => expected.most_bytes(),
+            (None, Some(window), None) => return Way::Guard(window),
+            (None, None, None) => return Way::Pass,
+        };
+        if declared(response.headers(), response.body()) > most as u64 {
+            Way::Refuse(TOO_LONG)
+        } else {
+            Way::Read(most)
         }
     }
 
-    fn refuse(&self, message: &'static str) -> BoxError {
+    pub(super) fn refuse(&self, message: &'static str) -> BoxError {
         let report = Report::malformed(Part::Response, "body", message);
         self.tally.count(&report);
-        report.into_error()
+        report.into_error(self.headers)
+    }
+
+    /// Asks all rules about a body that was read.
+    pub(super) fn look(
+        &self,
+        response: &Response<Bytes>,
+        policy: Policy,
+        expected: Option<&Expected>,
+    ) -> Inquiring {
+        let mut findings = self
+            .whole
+            .as_ref()
+            .map_or_else(|| Rules::<str>::new().findings(policy), |whole| whole.rules.findings(policy));
+        match (&self.whole, &self.window) {
+            (Some(whole), _) => whole.rules.run(response, &mut findings),
+            // It was read to look at its form: then it is a window that is long enough.
+            (None, Some(window)) => match str::from_utf8(response.body()) {
+                Ok(text) => window.rules.run(text, &mut findings),
+                Err(_) => {
+                    Found::new(&mut findings, &"body".into(), Severity::Safety).malformed(NOT_UTF8);
+                }
+            },
+            (None, None) => {}
+        }
+        if let Some(expected) = expected {
+            ask(&mut findings, expected.name(), expected.severity(), |found| {
+                expected.check(response.body(), found);
+            });
+        }
+        match (&self.whole, &self.window) {
+            (Some(whole), _) => whole.rules.inquire_all(response, findings),
+            (None, Some(window)) => {
+                let text = str::from_utf8(response.body()).unwrap_or_default();
+                window.rules.inquire_all(text, findings)
+            }
+            (None, None) => Inquiring::new(findings, Vec::new()),
+        }
+    }
+
+    /// What is known of it once all have said what they say.
+    pub(super) fn conclude(&self, response: &mut Response<Bytes>, findings: Findings) -> Report {
+        let report = findings.into_report(Part::Response);
+        if let Some(whole) = &self.whole {
+            whole.rules.tell(response, &report);
+        }
+        self.tally.count(&report);
+        report
     }
 }
 
-const TOO_LONG: &str = "the body is longer than may be read to check it";
-
-/// How many bytes there will be at least, as far as anybody said.
-fn declared<B: Body>(response: &Response<B>) -> u64 {
-    let length = response.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-    response.body().size_hint().lower().max(length.unwrap_or(0))
-}
+pub(super) const TOO_LONG: &str = "the body is longer than may be read to check it";
+pub(super) const NOT_UTF8: &str = "text that is not UTF-8 cannot be checked";
 
 impl<B> Answers<Response<B>> for Bodies
 where
@@ -212,34 +369,30 @@ where
     type Response = Response<Checked<B>>;
     type Checking = Checking<B>;
 
-    fn check(self, mut response: Response<B>, policy: Option<Policy>, request: Report) -> Checking<B> {
-        if !request.is_clean() {
-            response.extensions_mut().insert(request);
-        }
+    fn check(self, mut response: Response<B>, policy: Option<Policy>, request: Asked) -> Checking<B> {
+        let Asked { report, expected } = request;
         let settings = &self.0;
-        let Some(policy) = policy else { return Checking::passed(response.map(Checked::passed)) };
-        match settings.way(&response) {
-            Way::Pass => Checking::passed(response.map(Checked::passed)),
-            Way::Refuse(message) => {
-                Checking { state: State::Known { result: Some(Err(settings.refuse(message))) } }
-            }
+        let Some(policy) = policy else { return Checking::known(Ok(response.map(Checked::passed))) };
+        if settings.headers {
+            header::set(response.headers_mut(), &report);
+        }
+        if !report.is_clean() {
+            response.extensions_mut().insert(report);
+        }
+        match settings.way(&response, expected.as_ref()) {
+            Way::Pass => Checking::known(Ok(response.map(Checked::passed))),
+            Way::Refuse(message) => Checking::known(Err(settings.refuse(message))),
             Way::Guard(guarded) => {
-                let judge = guarded.judge(policy, &settings.tally);
-                let raw = Raw::new(guarded.window, judge);
-                Checking::passed(response.map(|body| Checked::raw(body, raw, guarded.window.time())))
+                let raw = Raw::new(guarded.window, guarded.judge(policy, &settings.tally));
+                Checking::known(Ok(response.map(|body| Checked::raw(body, raw, guarded.window.time()))))
             }
             #[cfg(feature = "json")]
             Way::Events(guarded) => {
                 let judge = guarded.judge(policy, &settings.tally);
-                let events = super::events::Events::new(guarded.window, judge);
-                Checking::passed(response.map(|body| Checked::events(body, events, guarded.window.time())))
+                let events = super::events::Events::new(guarded.window, judge, expected);
+                Checking::known(Ok(response.map(|body| Checked::events(body, events, guarded.window.time()))))
             }
-            Way::Read => {
-                let (head, body) = response.into_parts();
-                let (read, trailers) = (BytesMut::new(), None);
-                let rest = Some((head, self.clone(), policy));
-                Checking { state: State::Reading { body, read, trailers, rest } }
-            }
+            Way::Read(most) => Checking::reading(response, most, (self.0.clone(), policy, expected)),
         }
     }
 }
@@ -256,99 +409,5 @@ impl fmt::Debug for Bodies {
             .field("whole", &self.0.whole.is_some())
             .field("window", &self.0.window.as_ref().map(|guarded| guarded.window))
             .finish_non_exhaustive()
-    }
-}
-
-pin_project! {
-    /// Gives a response once its body is checked, or guarded.
-    pub struct Checking<B> {
-        #[pin]
-        state: State<B>,
-    }
-}
-
-pin_project! {
-    #[project = StateProjection]
-    enum State<B> {
-        Known { result: Option<Result<Response<Checked<B>>, BoxError>> },
-        Reading {
-            #[pin] body: B,
-            read: BytesMut,
-            trailers: Option<HeaderMap>,
-            rest: Option<(Parts, Bodies, Policy)>,
-        },
-    }
-}
-
-impl<B> Checking<B> {
-    fn passed(response: Response<Checked<B>>) -> Self {
-        Self { state: State::Known { result: Some(Ok(response)) } }
-    }
-}
-
-impl<B> Future for Checking<B>
-where
-    B: Body<Data = Bytes>,
-    B::Error: Into<BoxError>,
-{
-    type Output = Result<Response<Checked<B>>, BoxError>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.project().state.project() {
-            StateProjection::Known { result } => Poll::Ready(result.take().expect("polled after completion")),
-            StateProjection::Reading { mut body, read, trailers, rest } => {
-                while let Some(frame) = ready!(body.as_mut().poll_frame(cx)) {
-                    match frame.map_err(Into::into)?.into_data() {
-                        Ok(data) => {
-                            let (_, bodies, _) = rest.as_ref().expect("polled after completion");
-                            let most = bodies.0.whole.as_ref().map_or(0, |whole| whole.max_bytes);
-                            if read.len() + data.len() > most {
-                                return Poll::Ready(Err(bodies.0.refuse(TOO_LONG)));
-                            }
-                            read.extend_from_slice(&data);
-                        }
-                        Err(frame) => *trailers = frame.into_trailers().ok(),
-                    }
-                }
-                let (head, bodies, policy) = rest.take().expect("polled after completion");
-                Poll::Ready(bodies.judge(
-                    Response::from_parts(head, read.split().freeze()),
-                    policy,
-                    trailers.take(),
-                ))
-            }
-        }
-    }
-}
-
-impl Bodies {
-    fn judge<B>(
-        &self,
-        mut response: Response<Bytes>,
-        policy: Policy,
-        trailers: Option<HeaderMap>,
-    ) -> Result<Response<Checked<B>>, BoxError> {
-        let whole = self.0.whole.as_ref().expect("a body is read for them");
-        let report = whole.rules.judge(&mut response, policy, Part::Response);
-        self.0.tally.count(&report);
-        if report.refuses() {
-            return Err(report.into_error());
-        }
-        if !report.is_clean() {
-            let request = response.extensions_mut().remove::<Report>();
-            let report = request.map_or_else(|| report.clone(), |request| request.and(&report));
-            response.extensions_mut().insert(report);
-        }
-        Ok(response.map(|data| Checked::whole(data, trailers)))
-    }
-}
-
-impl<B> fmt::Debug for Checking<B> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = match &self.state {
-            State::Known { .. } => "known",
-            State::Reading { .. } => "reading",
-        };
-        f.debug_struct("Checking").field("state", &state).finish()
     }
 }

@@ -1,7 +1,7 @@
 use std::{
     fmt, mem,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -14,8 +14,7 @@ use tokio::time::{Sleep, sleep};
 
 #[cfg(feature = "json")]
 use super::events::Events;
-use super::window::{Hold, Raw};
-#[cfg(not(feature = "json"))]
+use super::window::{AskedOf, Hold, Judge, Raw};
 use crate::Report;
 
 pin_project! {
@@ -49,7 +48,11 @@ impl Hold for Events {
         match *self {}
     }
 
-    fn next(&mut self, _: bool, _: bool) -> Result<Option<Bytes>, Report> {
+    fn next(&mut self, _: bool, _: bool, _: &mut Vec<AskedOf>) -> Result<Option<Bytes>, Report> {
+        match *self {}
+    }
+
+    fn by(&self) -> &Judge {
         match *self {}
     }
 
@@ -142,6 +145,9 @@ pin_project! {
         #[pin]
         body: Option<B>,
         hold: H,
+        // About what passes next, services are asked.
+        asked: Vec<AskedOf>,
+        next: Option<Bytes>,
         // It was refused: nothing more passes.
         refused: bool,
         // What comes after all that is held.
@@ -153,6 +159,24 @@ pin_project! {
     }
 }
 
+/// Waits for what is said of all of these.
+///
+/// # Errors
+///
+/// The report that refuses.
+fn poll_all(asked: &mut Vec<AskedOf>, by: &Judge, cx: &mut Context<'_>) -> Poll<Result<(), Report>> {
+    let mut all = true;
+    for one in asked.iter_mut() {
+        all &= one.inquiring.poll(cx).is_ready();
+    }
+    if !all {
+        return Poll::Pending;
+    }
+    Poll::Ready(
+        asked.drain(..).try_for_each(|mut one| by.conclude(one.inquiring.into_findings(), &mut one.text)),
+    )
+}
+
 enum End {
     Trailers(HeaderMap),
     Failed(BoxError),
@@ -160,7 +184,16 @@ enum End {
 
 impl<B, H> Guarded<B, H> {
     const fn new(body: B, hold: H, within: Duration) -> Self {
-        Self { body: Some(body), hold, refused: false, end: None, alarm: None, within }
+        Self {
+            body: Some(body),
+            hold,
+            asked: Vec::new(),
+            next: None,
+            refused: false,
+            end: None,
+            alarm: None,
+            within,
+        }
     }
 }
 
@@ -181,18 +214,32 @@ where
         let mut all = false;
         loop {
             let ended = this.body.is_none();
-            match this.hold.next(all, ended) {
+            let held = if this.next.is_some() {
+                // Nothing more is read meanwhile.
+                let answered = ready!(poll_all(this.asked, this.hold.by(), cx));
+                answered.map(|()| this.next.take())
+            } else {
+                this.hold.next(all, ended, this.asked)
+            };
+            match held {
+                Ok(Some(data)) if !this.asked.is_empty() => {
+                    *this.next = Some(data);
+                    this.alarm.set(None);
+                    continue;
+                }
                 Ok(Some(data)) => {
                     this.alarm.set(None);
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
                 Ok(None) => {}
                 Err(report) => {
+                    this.asked.clear();
+                    *this.next = None;
                     *this.refused = true;
                     this.body.set(None);
                     this.alarm.set(None);
                     *this.end = None;
-                    return Poll::Ready(Some(Err(report.into_error())));
+                    return Poll::Ready(Some(Err(report.into_error(false))));
                 }
             }
             let Some(body) = this.body.as_mut().as_pin_mut() else {
@@ -211,6 +258,7 @@ where
                     }
                 },
                 Poll::Ready(Some(Err(error))) => {
+                    this.hold.cut();
                     *this.end = Some(End::Failed(error.into()));
                     this.body.set(None);
                 }
@@ -232,13 +280,15 @@ where
     }
 
     fn is_end_stream(&self) -> bool {
-        let nothing_left = self.hold.held() == 0 && self.end.is_none();
+        let nothing_left =
+            self.next.is_none() && self.hold.held() == 0 && self.end.is_none() && self.hold.is_settled();
         self.refused || nothing_left && self.body.as_ref().is_none_or(http_body::Body::is_end_stream)
     }
 
     /// What passes is what came, byte for byte.
     fn size_hint(&self) -> SizeHint {
-        let held = if self.refused { 0 } else { self.hold.held() as u64 };
+        let held = self.hold.held() + self.next.as_ref().map_or(0, Bytes::len);
+        let held = if self.refused { 0 } else { held as u64 };
         let rest = self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), http_body::Body::size_hint);
         let mut hint = SizeHint::new();
         if let Some(upper) = rest.upper() {

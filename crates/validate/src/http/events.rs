@@ -4,11 +4,18 @@ use bartizan_core::sse::{Decoder, Event};
 use bytes::{Bytes, BytesMut};
 use serde_json::Value;
 
-use super::window::{Hold, Judge, Seen, Window};
-use crate::Report;
+use super::bodies::NOT_UTF8;
+use super::window::{AskedOf, Hold, Judge, Seen, Window};
+use crate::{
+    Report,
+    json::{Expected, Listener, read},
+    rules::ask,
+};
 
 /// A longer event is refused, in bytes.
 const MOST_EVENT: usize = 1 << 20;
+/// JSON that is nested deeper is not read.
+const MOST_DEEP: usize = 127;
 /// More is not held, in bytes, however little text is in it.
 const MOST_HELD: usize = 64 << 10;
 /// A stream with more texts is refused: that bounds what is remembered.
@@ -25,6 +32,8 @@ pub(super) struct Events {
     texts: Vec<Text>,
     /// Bytes of text in what is held.
     fresh: usize,
+    /// Where the request asked for a form of the texts.
+    listener: Option<Listener>,
 }
 
 /// One text that events add to.
@@ -36,7 +45,7 @@ struct Text {
 }
 
 impl Events {
-    pub(super) fn new(window: Window, judge: Judge) -> Self {
+    pub(super) fn new(window: Window, judge: Judge, expected: Option<Expected>) -> Self {
         Self {
             window,
             judge,
@@ -45,6 +54,7 @@ impl Events {
             held: BytesMut::new(),
             texts: Vec::new(),
             fresh: 0,
+            listener: expected.map(Listener::new),
         }
     }
 
@@ -56,39 +66,51 @@ impl Events {
         self.held.extend_from_slice(&raw[..own]);
         match event.data() {
             None => Ok(()),
-            Some(data) if data.trim_ascii() == b"[DONE]" => Ok(()),
+            Some(data) if data.trim_ascii() == b"[DONE]" => self.verdict(true),
             Some(data) => self.read(&data),
         }
     }
 
     fn read(&mut self, data: &[u8]) -> Result<(), Report> {
-        match serde_json::from_slice::<Value>(data) {
+        match read(data, MOST_DEEP) {
             Ok(value) => {
                 let (texts, fresh) = (&mut self.texts, &mut self.fresh);
                 let all =
                     gather(&value, &mut String::new(), false, &mut |key, text| add(texts, fresh, key, text));
-                if all {
-                    Ok(())
-                } else {
-                    Err(self.judge.malformed("more texts in one stream than are looked at"))
+                if !all {
+                    return Err(self.judge.malformed("more texts in one stream than are looked at"));
+                }
+                match self.listener.as_mut().map(|listener| listener.event(&value)) {
+                    None | Some(Ok(false)) => Ok(()),
+                    Some(Ok(true)) => self.verdict(false),
+                    Some(Err(more)) => Err(self.judge.malformed(more)),
                 }
             }
             Err(_) if data.trim_ascii_start().starts_with(b"{") => {
-                Err(self.judge.malformed("an event whose JSON is broken cannot be checked"))
+                Err(self.judge.malformed("an event whose JSON is broken or ambiguous cannot be checked"))
             }
             Err(_) => match str::from_utf8(data) {
                 Ok(text) => {
                     add(&mut self.texts, &mut self.fresh, "", text);
                     Ok(())
                 }
-                Err(_) => Err(self.judge.malformed("text that is not UTF-8 cannot be checked")),
+                Err(_) => Err(self.judge.malformed(NOT_UTF8)),
             },
         }
     }
 
-    fn pass(&mut self) -> Result<Option<Bytes>, Report> {
+    /// Looks at the form of the texts that have come to their ends, or of `all`.
+    fn verdict(&mut self, all: bool) -> Result<(), Report> {
+        let Some(listener) = &mut self.listener else { return Ok(()) };
+        let mut findings = self.judge.rules.findings(self.judge.policy);
+        let expected = listener.expected().clone();
+        ask(&mut findings, expected.name(), expected.severity(), |found| listener.judge(all, found));
+        self.judge.conclude(findings, &mut String::new())
+    }
+
+    fn pass(&mut self, asked: &mut Vec<AskedOf>) -> Result<Option<Bytes>, Report> {
         for text in self.texts.iter_mut().filter(|text| !text.fresh.is_empty()) {
-            text.seen.pass(&text.fresh, self.window, &self.judge)?;
+            text.seen.pass(&text.fresh, self.window, &self.judge, asked)?;
             text.fresh.clear();
         }
         self.fresh = 0;
@@ -102,19 +124,20 @@ impl Hold for Events {
         self.decoder.push(data);
     }
 
-    fn next(&mut self, all: bool, ended: bool) -> Result<Option<Bytes>, Report> {
+    fn next(&mut self, all: bool, ended: bool, asked: &mut Vec<AskedOf>) -> Result<Option<Bytes>, Report> {
         loop {
             match self.decoder.next_event() {
                 Ok(Some(event)) => {
                     self.take(&event)?;
                     if self.window.is_full(self.fresh) || self.held.len() >= MOST_HELD {
-                        return self.pass();
+                        return self.pass(asked);
                     }
                 }
                 Ok(None) if ended && self.undecoded > 0 => {
                     // Some read what a stream was cut off in, so it is an event as well.
                     self.decoder.push(Bytes::from_static(b"\n\n"));
                 }
+                Ok(None) if ended && !self.is_settled() => self.verdict(true)?,
                 Ok(None) => break,
                 Err(_) => return Err(self.judge.malformed("an event that is too long cannot be checked")),
             }
@@ -122,13 +145,25 @@ impl Hold for Events {
         match self.held.is_empty() {
             true => Ok(None),
             // What has no text waits for nothing.
-            false if all || ended || self.fresh == 0 => self.pass(),
+            false if all || ended || self.fresh == 0 => self.pass(asked),
             false => Ok(None),
         }
     }
 
     fn held(&self) -> usize {
         self.held.len() + self.undecoded
+    }
+
+    fn by(&self) -> &Judge {
+        &self.judge
+    }
+
+    fn cut(&mut self) {
+        self.listener = None;
+    }
+
+    fn is_settled(&self) -> bool {
+        self.listener.as_ref().is_none_or(Listener::is_settled)
     }
 }
 
@@ -146,17 +181,35 @@ fn add(texts: &mut Vec<Text>, fresh: &mut usize, key: &str, text: &str) -> bool 
     true
 }
 
-/// The strings of an event that add to a text. False once `add` says so.
+/// What servers say of an event and not in it, unless it is in a `delta`: no text.
+const NO_TEXT: [&str; 12] = [
+    "id",
+    "object",
+    "model",
+    "type",
+    "role",
+    "finish_reason",
+    "stop_reason",
+    "system_fingerprint",
+    "service_tier",
+    "item_id",
+    "response_id",
+    "logprobs",
+];
+
+/// The strings of an event, each of which adds to a text. False once `add` says so.
 fn gather(value: &Value, key: &mut String, inside: bool, add: &mut impl FnMut(&str, &str) -> bool) -> bool {
     let length = key.len();
     match value {
-        Value::String(text) if inside => add(key, text),
+        Value::String(text) => add(key, text),
         Value::Object(members) => members.iter().all(|(name, member)| {
+            if !inside && NO_TEXT.contains(&name.as_str()) {
+                return true;
+            }
             key.truncate(length);
             key.push('/');
             key.push_str(name);
-            let inside = inside || name == "delta" || name == "text";
-            gather(member, key, inside, add)
+            gather(member, key, inside || name == "delta", add)
         }),
         Value::Array(items) => items.iter().enumerate().all(|(place, item)| {
             key.truncate(length);

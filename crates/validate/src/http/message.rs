@@ -1,7 +1,8 @@
 use http::{
-    HeaderMap, Request, Response,
-    header::{CONTENT_ENCODING, CONTENT_TYPE},
+    HeaderMap, HeaderValue, Request, Response,
+    header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE},
 };
+use http_body::Body;
 
 use super::scan::scan;
 use crate::{Found, Rule};
@@ -35,23 +36,46 @@ impl<B: AsRef<[u8]>> Message for Response<B> {
     }
 }
 
-/// Whether the body is coded (compressed, say), so that no rule can look into it.
-pub(crate) fn is_encoded(headers: &HeaderMap) -> bool {
-    headers
-        .get_all(CONTENT_ENCODING)
-        .iter()
-        .any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"))
+/// Why no rule can look into the body, if none can: it is coded (compressed, say), or no UTF-8 by its own account.
+pub(crate) fn uncheckable(headers: &HeaderMap) -> Option<&'static str> {
+    let mut codings = headers.get_all(CONTENT_ENCODING).iter();
+    if codings.any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+        return Some("a body with a content coding cannot be checked");
+    }
+    if headers.get_all(CONTENT_TYPE).iter().any(|value| !is_utf8(value)) {
+        return Some("a body in a character set other than UTF-8 cannot be checked");
+    }
+    None
 }
 
+/// Whether a content type names no character set, or one of which UTF-8 is true.
+fn is_utf8(content_type: &HeaderValue) -> bool {
+    let Ok(value) = content_type.to_str() else { return true };
+    let mut parameters = value.split(';').skip(1).filter_map(|parameter| parameter.split_once('='));
+    parameters.all(|(name, value)| {
+        let value = value.trim().trim_matches(['"', '\'']);
+        !name.trim().eq_ignore_ascii_case("charset")
+            || ["utf-8", "utf8", "us-ascii"].iter().any(|known| known.eq_ignore_ascii_case(value))
+    })
+}
+
+/// How many bytes a body has at least, as far as anybody said.
+pub(super) fn declared<B: Body>(headers: &HeaderMap, body: &B) -> u64 {
+    let length = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    body.size_hint().lower().max(length.unwrap_or(0))
+}
+
+/// The content type without its parameters; empty if there is none, or more than one.
 pub(super) fn media_type(headers: &HeaderMap) -> &str {
-    let value = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    value.split(';').next().unwrap_or_default().trim()
+    let mut values = headers.get_all(CONTENT_TYPE).iter();
+    let (Some(value), None) = (values.next(), values.next()) else { return "" };
+    value.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim()
 }
 
 /// A rule: the body has at most this many bytes.
 ///
-/// The layer sees a body that is there already. What bounds how much is read is the server, or
-/// [`Validator::whole`](crate::Validator::whole) for responses.
+/// The layer sees a body that is there already. What bounds how much is read is [`GatherLayer`](crate::GatherLayer) or the
+/// server, and [`Validator::whole`](crate::Validator::whole) for responses.
 pub const fn max_bytes<M: Message>(max: usize) -> impl Rule<M> + Copy + Send + Sync + 'static {
     move |message: &M, found: &mut Found<'_>| {
         if message.body().len() > max {
@@ -61,7 +85,7 @@ pub const fn max_bytes<M: Message>(max: usize) -> impl Rule<M> + Copy + Send + S
 }
 
 /// A rule: the content type is one of these, whatever its parameters and the case of its letters. One that is missing is
-/// none of them.
+/// none of them, and neither are two.
 pub fn content_type<M: Message>(
     allowed: impl IntoIterator<Item: Into<String>>,
 ) -> impl Rule<M> + Clone + Send + Sync + 'static {
@@ -77,7 +101,7 @@ pub fn content_type<M: Message>(
 /// A rule: the body is JSON (RFC 8259) in UTF-8, with at most `max_depth` arrays and objects inside each other.
 ///
 /// One pass without recursion that builds nothing. A body that is not is malformed, which refuses at every level; so is
-/// one with a content coding. The content type is not looked at.
+/// one with a content coding or a character set other than UTF-8. The content type is not looked at.
 ///
 /// ```
 /// use bartizan_validate::{Level, Rules, well_formed};
@@ -91,8 +115,8 @@ pub fn content_type<M: Message>(
 /// ```
 pub const fn well_formed<M: Message>(max_depth: usize) -> impl Rule<M> + Copy + Send + Sync + 'static {
     move |message: &M, found: &mut Found<'_>| {
-        if is_encoded(message.headers()) {
-            found.malformed("a body with a content coding cannot be checked");
+        if let Some(why) = uncheckable(message.headers()) {
+            found.malformed(why);
         } else if let Err(flaw) = scan(message.body(), max_depth) {
             found.malformed(flaw.to_string());
         }
@@ -101,15 +125,15 @@ pub const fn well_formed<M: Message>(max_depth: usize) -> impl Rule<M> + Copy + 
 
 /// Has a rule for text look at the body as it stands.
 ///
-/// A body that is not UTF-8 or has a content coding cannot be checked: it is malformed. Of JSON, escapes (`\u0041`) are
+/// A body that is not UTF-8, by its bytes or its own account, or has a content coding cannot be checked: it is malformed. Of JSON, escapes (`\u0041`) are
 /// seen as they are written, so what hides behind one is missed: `strings` and `at` (feature `json`) look at what they
 /// say.
 pub const fn text<M: Message, R: Rule<str> + Send + Sync + 'static>(
     rule: R,
 ) -> impl Rule<M> + Send + Sync + 'static {
     move |message: &M, found: &mut Found<'_>| {
-        if is_encoded(message.headers()) {
-            return found.malformed("a body with a content coding cannot be checked");
+        if let Some(why) = uncheckable(message.headers()) {
+            return found.malformed(why);
         }
         match str::from_utf8(message.body()) {
             Ok(text) => rule.check(text, found),

@@ -26,6 +26,8 @@ use crate::{Found, Rule};
 pub struct Pattern {
     regex: Regex,
     denies: bool,
+    /// Whether it asks where a text or a line begins or ends. May say so of one that does not.
+    anchored: bool,
 }
 
 /// How many bytes a compiled expression may take.
@@ -53,7 +55,8 @@ impl Pattern {
     fn new(pattern: &str, denies: bool) -> Result<Self, InvalidPattern> {
         let regex = RegexBuilder::new(pattern).size_limit(MOST).build();
         let regex = regex.map_err(|error| InvalidPattern(error.to_string()))?;
-        Ok(Self { regex, denies })
+        let anchored = ["^", "$", r"\A", r"\z"].iter().any(|anchor| pattern.contains(anchor));
+        Ok(Self { regex, denies, anchored })
     }
 }
 
@@ -64,6 +67,11 @@ impl Rule<str> for Pattern {
             (false, false) => found.violation("", "a pattern that must be there is not there"),
             (true, false) | (false, true) => {}
         }
+    }
+
+    /// A text's ends look like line feeds to all that an expression can ask of them but for anchors: no word goes on there.
+    fn clears(&self, lines: &str) -> bool {
+        self.denies && !self.anchored && !self.regex.is_match(lines)
     }
 }
 

@@ -2,7 +2,8 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 
-use crate::{Part, Policy, Report, Rules, validator::Tally};
+use super::bodies::NOT_UTF8;
+use crate::{Part, Policy, Report, Rules, pending::Inquiring, rule::Findings, validator::Tally};
 
 /// How a body is looked at while it runs: so much of it at once, together with the end of what came before.
 ///
@@ -84,11 +85,29 @@ pub(super) struct Judge {
 }
 
 impl Judge {
+    /// Asks all rules about a window. What those say that are services is waited for with `asked`.
+    ///
     /// # Errors
     ///
     /// The report that refuses.
-    pub(super) fn judge(&self, text: &mut str) -> Result<(), Report> {
-        let report = self.rules.judge(text, self.policy, Part::Response);
+    fn judge(&self, text: &mut str, asked: &mut Vec<AskedOf>) -> Result<(), Report> {
+        let mut findings = self.rules.findings(self.policy);
+        self.rules.run(text, &mut findings);
+        if findings.refuses() || !self.rules.waits() {
+            return self.conclude(findings, text);
+        }
+        asked.push(AskedOf { inquiring: self.rules.inquire_all(text, findings), text: text.to_owned() });
+        Ok(())
+    }
+
+    /// Counts and tells what was found in a text.
+    ///
+    /// # Errors
+    ///
+    /// The report that refuses.
+    pub(super) fn conclude(&self, findings: Findings, text: &mut str) -> Result<(), Report> {
+        let report = findings.into_report(Part::Response);
+        self.rules.tell(text, &report);
         self.tally.count(&report);
         if report.refuses() { Err(report) } else { Ok(()) }
     }
@@ -98,6 +117,12 @@ impl Judge {
         self.tally.count(&report);
         report
     }
+}
+
+/// A window about which services are asked.
+pub(super) struct AskedOf {
+    pub(super) inquiring: Inquiring,
+    pub(super) text: String,
 }
 
 /// Text of which one window after the other is looked at.
@@ -111,9 +136,15 @@ impl Seen {
     /// # Errors
     ///
     /// The report that refuses.
-    pub(super) fn pass(&mut self, next: &str, window: Window, judge: &Judge) -> Result<(), Report> {
+    pub(super) fn pass(
+        &mut self,
+        next: &str,
+        window: Window,
+        judge: &Judge,
+        asked: &mut Vec<AskedOf>,
+    ) -> Result<(), Report> {
         self.text.push_str(next);
-        judge.judge(&mut self.text)?;
+        judge.judge(&mut self.text, asked)?;
         let kept = tail(&self.text, window.overlap).len();
         self.text.drain(..self.text.len() - kept);
         Ok(())
@@ -131,10 +162,21 @@ pub(super) trait Hold {
     /// # Errors
     ///
     /// The report that refuses.
-    fn next(&mut self, all: bool, ended: bool) -> Result<Option<Bytes>, Report>;
+    fn next(&mut self, all: bool, ended: bool, asked: &mut Vec<AskedOf>) -> Result<Option<Bytes>, Report>;
+
+    /// Who judges.
+    fn by(&self) -> &Judge;
 
     /// How many bytes are held.
     fn held(&self) -> usize;
+
+    /// The body has failed: nobody knows how it would have gone on.
+    fn cut(&mut self) {}
+
+    /// Whether nothing is left to be said at the end of the body.
+    fn is_settled(&self) -> bool {
+        true
+    }
 }
 
 /// A body that is text as it stands.
@@ -156,7 +198,7 @@ impl Hold for Raw {
         self.held.extend_from_slice(&data);
     }
 
-    fn next(&mut self, all: bool, ended: bool) -> Result<Option<Bytes>, Report> {
+    fn next(&mut self, all: bool, ended: bool, asked: &mut Vec<AskedOf>) -> Result<Option<Bytes>, Report> {
         if self.held.is_empty() || (self.held.len() < self.window.bytes && !all && !ended) {
             return Ok(None);
         }
@@ -168,16 +210,20 @@ impl Hold for Raw {
                 let cut_by_us = error.error_len().is_none() && (most < self.held.len() || !ended);
                 match error.valid_up_to() {
                     _ if !cut_by_us => {
-                        return Err(self.judge.malformed("text that is not UTF-8 cannot be checked"));
+                        return Err(self.judge.malformed(NOT_UTF8));
                     }
                     // A window smaller than a character.
-                    0 if most < self.held.len() => return self.one_character(ended),
+                    0 if most < self.held.len() => return self.one_character(ended, asked),
                     0 => return Ok(None),
                     end => end,
                 }
             }
         };
-        self.pass(end).map(Some)
+        self.pass(end, asked).map(Some)
+    }
+
+    fn by(&self) -> &Judge {
+        &self.judge
     }
 
     fn held(&self) -> usize {
@@ -186,23 +232,23 @@ impl Hold for Raw {
 }
 
 impl Raw {
-    fn pass(&mut self, end: usize) -> Result<Bytes, Report> {
+    fn pass(&mut self, end: usize, asked: &mut Vec<AskedOf>) -> Result<Bytes, Report> {
         let next = self.held.split_to(end).freeze();
         let text = str::from_utf8(&next).expect("it was looked at");
-        self.seen.pass(text, self.window, &self.judge)?;
+        self.seen.pass(text, self.window, &self.judge, asked)?;
         Ok(next)
     }
 
-    fn one_character(&mut self, ended: bool) -> Result<Option<Bytes>, Report> {
+    fn one_character(&mut self, ended: bool, asked: &mut Vec<AskedOf>) -> Result<Option<Bytes>, Report> {
         for end in 1..=self.held.len().min(4) {
             if str::from_utf8(&self.held[..end]).is_ok() {
-                return self.pass(end).map(Some);
+                return self.pass(end, asked).map(Some);
             }
         }
         if self.held.len() < 4 && !ended {
             return Ok(None);
         }
-        Err(self.judge.malformed("text that is not UTF-8 cannot be checked"))
+        Err(self.judge.malformed(NOT_UTF8))
     }
 }
 
@@ -225,7 +271,7 @@ mod tests {
             raw.push(Bytes::copy_from_slice(chunk));
             let ended = n + 1 == chunks.len();
             loop {
-                match raw.next(false, ended) {
+                match raw.next(false, ended, &mut Vec::new()) {
                     Ok(Some(bytes)) => passed.extend_from_slice(&bytes),
                     Ok(None) => break,
                     Err(_) => return (passed, false),
@@ -254,13 +300,20 @@ mod tests {
     fn a_window_that_is_not_full_passes_when_it_must() {
         let mut raw = raw(Window::new(100), "no");
         raw.push(Bytes::from_static("aé".as_bytes()).slice(..2));
-        assert_eq!(raw.next(false, false).unwrap(), None);
-        assert_eq!(raw.next(true, false).unwrap().as_deref(), Some(&b"a"[..]), "half a character waits");
-        assert_eq!(raw.next(true, false).unwrap(), None);
+        assert_eq!(raw.next(false, false, &mut Vec::new()).unwrap(), None);
+        assert_eq!(
+            raw.next(true, false, &mut Vec::new()).unwrap().as_deref(),
+            Some(&b"a"[..]),
+            "half a character waits"
+        );
+        assert_eq!(raw.next(true, false, &mut Vec::new()).unwrap(), None);
         raw.push(Bytes::from_static(b"\xa9 n"));
-        assert_eq!(raw.next(true, false).unwrap().as_deref(), Some(" é n".trim_start().as_bytes()));
+        assert_eq!(
+            raw.next(true, false, &mut Vec::new()).unwrap().as_deref(),
+            Some(" é n".trim_start().as_bytes())
+        );
         raw.push(Bytes::from_static(b"o"));
-        assert!(raw.next(true, false).is_err(), "across what time has cut");
+        assert!(raw.next(true, false, &mut Vec::new()).is_err(), "across what time has cut");
     }
 
     proptest! {

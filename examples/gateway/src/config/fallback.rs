@@ -16,24 +16,35 @@ const MOST: usize = 63;
 /// More than anybody waits for.
 const CALLS: RangeInclusive<u64> = 1..=100;
 
+const MODELS: &str = "a list of models' names";
+
 /// The keys of `[fallback]` that a `[[model]]` may have, too.
 pub(super) const FALLBACKS: &[Key<Fallbacks>] = &[
     Key {
         name: "fallbacks",
-        kind: Kind::Names(|fallbacks, names| fallbacks.models = names),
+        kind: Kind::Names(MODELS, |fallbacks, names| {
+            fallbacks.models = names;
+            Ok(())
+        }),
         default: "[]",
         doc: "The models to ask, in this order, when one fails: no connection, timeouts, 401, 403, 404, 408, 429, 5xx, an\n\
               open circuit breaker, and answers that are garbled or break off before they have said anything.",
     },
     Key {
         name: "context_length_fallbacks",
-        kind: Kind::Names(|fallbacks, names| fallbacks.context_length = names),
+        kind: Kind::Names(MODELS, |fallbacks, names| {
+            fallbacks.context_length = names;
+            Ok(())
+        }),
         default: "[]",
         doc: "The models to ask when a prompt is too long for one: those that can hold more.",
     },
     Key {
         name: "content_policy_fallbacks",
-        kind: Kind::Names(|fallbacks, names| fallbacks.content_policy = names),
+        kind: Kind::Names(MODELS, |fallbacks, names| {
+            fallbacks.content_policy = names;
+            Ok(())
+        }),
         default: "[]",
         doc: "The models to ask when a content filter refuses: those of another provider.",
     },

@@ -18,8 +18,10 @@ pub(super) enum Kind<T> {
     /// `None` is this word. An error goes on after `"key" in [section]`.
     IntegerOr(&'static str, RangeInclusive<u64>, fn(&mut T, Option<u64>) -> Result<(), String>),
     Flag(fn(&mut T, bool)),
-    /// A list; in text with commas between.
-    Names(fn(&mut T, Vec<String>)),
+    /// What it is a list of, and how to take it; an error goes on after `"key" in [section]`. In text with commas between.
+    Names(&'static str, fn(&mut T, Vec<String>) -> Result<(), String>),
+    /// `None` is this word.
+    NamesOr(&'static str, &'static str, fn(&mut T, Option<Vec<String>>)),
     /// What it is, and how to take it; an error goes on after `"key" in [section]`.
     Text(&'static str, fn(&mut T, &str) -> Result<(), String>),
     /// As `Text`, and no error shows what was given.
@@ -64,7 +66,9 @@ impl<T> Kind<T> {
                 return set(target, Some(value.integer(range).ok_or_else(wrong)?));
             }
             Self::Flag(set) => set(target, value.flag().ok_or_else(wrong)?),
-            Self::Names(set) => set(target, value.names().ok_or_else(wrong)?),
+            Self::Names(_, set) => return set(target, value.names().ok_or_else(wrong)?),
+            Self::NamesOr(word, _, set) if value.text() == Some(word) => set(target, None),
+            Self::NamesOr(_, _, set) => set(target, Some(value.names().ok_or_else(wrong)?)),
             Self::Text(_, set) => return set(target, value.text().ok_or_else(wrong)?),
             Self::Secret(what, set) => {
                 return set(target, value.text().ok_or_else(|| format!("must be {what}"))?);
@@ -83,8 +87,8 @@ impl<T> fmt::Display for Kind<T> {
                 write!(f, "{word:?} or an integer from {} to {}", range.start(), range.end())
             }
             Self::Flag(_) => f.write_str("true or false"),
-            Self::Names(_) => f.write_str("a list of models' names"),
-            Self::Text(what, _) | Self::Secret(what, _) => f.write_str(what),
+            Self::NamesOr(word, what, _) => write!(f, "{word:?} or {what}"),
+            Self::Names(what, _) | Self::Text(what, _) | Self::Secret(what, _) => f.write_str(what),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, ops::Range};
 
 use toml::{
     Spanned,
-    de::{DeTable, DeValue},
+    de::{DeArray, DeTable, DeValue},
 };
 
 use super::{
@@ -108,7 +108,7 @@ impl Loader<'_> {
                     self.problem(self.at(&key.span()), format!("{name:?} must be written as {section}"));
                 }
                 (None, value) => {
-                    let message = unknown_at_top(name, value.is_table() || value.is_array());
+                    let message = unknown_at_top(name, is_section(value));
                     self.problem(self.at(&key.span()), message);
                 }
             }
@@ -124,6 +124,8 @@ impl Loader<'_> {
         }
         let mut given = |section| given.remove(&section).unwrap_or_default();
         let list = |section| lists.get(&section).copied().unwrap_or_default();
+        let (rules, entries) = self.rules(list(Section::Rule));
+        config.validation.rules = rules;
         self.check_limits(Section::Limits, &config.limits, &given(Section::Limits));
         self.check_breaker(&config, &given(Section::CircuitBreaker));
         self.check_health(&config, &given(Section::Health));
@@ -133,17 +135,20 @@ impl Loader<'_> {
         self.check_listen(&config.server, list(Section::Key).is_empty(), &given(Section::Server));
         config.tenants = self.tenants(list(Section::Tenant), &config.keys, &config.rate_limits);
         if has_models {
-            let (models, fallbacks) = self.models(list(Section::Model), &config);
+            let (models, of_models) = self.models(list(Section::Model), &config);
             config.models = models;
-            self.check_fallbacks(&config, &given(Section::Fallback), &fallbacks);
+            self.check_fallbacks(&config, &given(Section::Fallback), &of_models);
+            self.check_validation(&config, &given(Section::Validation), &of_models, &entries);
         } else {
             // The mocks of a gateway without a file obey the environment too.
             for model in &mut config.models {
                 (model.limits, model.circuit_breaker) = (config.limits, config.circuit_breaker.enabled);
                 model.fallbacks = config.fallback.usual.of(&model.name);
                 model.dedup = config.dedup.enabled;
+                model.guard = config.validation.usual.clone();
             }
             self.check_fallbacks(&config, &given(Section::Fallback), &[]);
+            self.check_validation(&config, &given(Section::Validation), &[], &entries);
         }
         self.check_dedup(&config, &given(Section::Dedup));
         config
@@ -273,9 +278,17 @@ impl Loader<'_> {
     }
 }
 
+/// Whether it is written as `[name]` or as `[[name]]`, and not as `name = ..`.
+fn is_section(value: &DeValue<'_>) -> bool {
+    let is_list =
+        |items: &DeArray<'_>| !items.is_empty() && items.iter().all(|item| item.get_ref().is_table());
+    value.is_table() || value.as_array().is_some_and(is_list)
+}
+
 fn unknown_at_top(name: &str, is_section: bool) -> String {
     let near = nearest(name, Section::ALL.map(Section::name));
-    let advice = if let Some(section) = Section::ALL.iter().find(|section| section.has(name)) {
+    let has = |section: &&Section| !is_section && section.has(name);
+    let advice = if let Some(section) = Section::ALL.iter().find(has) {
         format!("it belongs in {section}")
     } else if let Some(section) = Section::ALL.iter().find(|section| Some(section.name()) == near) {
         format!("did you mean {section}?")

@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use toml::{Spanned, de::DeValue};
 
 use super::{
-    ApiKey, Config, Fallbacks, Limits, Model, Origin, Upstream,
+    ApiKey, Config, Fallbacks, Guard, Limits, Model, Origin, Upstream,
     fallback::FALLBACKS,
     key::set,
     load::{Given, Loader},
     schema::{LIMITS, MODEL, OPENAI_URL, RawModel, UpstreamKind},
     section::Section,
+    validation::GUARD,
 };
 
 impl Loader<'_> {
@@ -29,8 +30,10 @@ impl Loader<'_> {
             let mut raw = RawModel { circuit_breaker, dedup, ..RawModel::default() };
             let mut own = usual.limits;
             let mut fallbacks = usual.fallback.usual.clone();
+            let mut guard = usual.validation.usual.clone();
             let given = self.section(Section::Model, table, |name, value| {
                 set(MODEL, &mut raw, name, value)
+                    .or_else(|| set(GUARD, &mut guard, name, value))
                     .or_else(|| set(FALLBACKS, &mut fallbacks, name, value))
                     .or_else(|| set(LIMITS, &mut own, name, value))
             });
@@ -45,7 +48,7 @@ impl Loader<'_> {
                     names.insert(name.clone(), origin);
                 }
             }
-            if let Some(model) = self.model(raw, own, fallbacks, &at, &given) {
+            if let Some(model) = self.model(raw, own, fallbacks, guard, &at, &given) {
                 all_given.push((models.len(), given));
                 models.push(model);
             }
@@ -63,6 +66,7 @@ impl Loader<'_> {
         raw: RawModel,
         limits: Limits,
         fallbacks: Fallbacks,
+        guard: Guard,
         at: &Origin,
         given: &Given,
     ) -> Option<Model> {
@@ -87,7 +91,9 @@ impl Loader<'_> {
             }
             UpstreamKind::OpenAi => Upstream::OpenAi {
                 base_url: raw.base_url.unwrap_or_else(|| OPENAI_URL.parse().expect("a URL")),
-                api_key: raw.api_key_env.and_then(|variable| self.api_key(variable, given)),
+                api_key: raw
+                    .api_key_env
+                    .and_then(|variable| self.api_key(variable, Section::Model, "api_key_env", given)),
             },
         };
         let name = raw.name?;
@@ -100,10 +106,17 @@ impl Loader<'_> {
                 list.retain(|other| *other != name);
             }
         }
-        Some(Model { model, name, upstream, limits, circuit_breaker, fallbacks, dedup })
+        Some(Model { model, name, upstream, limits, circuit_breaker, fallbacks, dedup, guard })
     }
 
-    fn api_key(&mut self, variable: String, given: &Given) -> Option<ApiKey> {
+    /// The key in a variable that this key of a section names.
+    pub(super) fn api_key(
+        &mut self,
+        variable: String,
+        section: Section,
+        key: &str,
+        given: &Given,
+    ) -> Option<ApiKey> {
         let value = self.environment.0.get(&variable);
         let wrong = match value.map(|value| value.to_str()) {
             None => "is not set",
@@ -114,8 +127,8 @@ impl Loader<'_> {
             Some(_) => "holds white space or characters that a header cannot carry",
         };
         let which = shown(&variable);
-        let message = format!("\"api_key_env\" in [[model]] names {which}, which {wrong}; put the key there");
-        self.problem(given.origin("api_key_env")?.clone(), message);
+        let message = format!("{key:?} in {section} names {which}, which {wrong}; put the key there");
+        self.problem(given.origin(key)?.clone(), message);
         None
     }
 }

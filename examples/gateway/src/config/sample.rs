@@ -8,7 +8,9 @@ use super::{
     health::HEALTH,
     key::Key,
     rates::{KEY, QUEUE, RATES, TENANT, TOTAL},
+    rule::RULE,
     schema::{LIMITS, MOCK_MODELS, MODEL, SERVER},
+    validation::{GUARD, VALIDATION},
 };
 
 /// A commented configuration file that says nothing but the defaults.
@@ -38,6 +40,11 @@ pub fn sample() -> String {
     HEALTH.iter().for_each(|key| key.sample(&mut text));
     text += BATCHES_HEAD;
     BATCHES.iter().for_each(|key| key.sample(&mut text));
+    text += VALIDATION_HEAD;
+    VALIDATION.iter().for_each(|key| key.sample(&mut text));
+    text += RULE_HEAD;
+    RULE.iter().for_each(|key| key.line(&mut text));
+    text += RULE_END;
     text += TENANT_HEAD;
     TENANT.iter().for_each(|key| key.line(&mut text));
     text += KEY_HEAD;
@@ -45,6 +52,7 @@ pub fn sample() -> String {
     text += KEY_END;
     text += MODEL_HEAD;
     MODEL.iter().for_each(|key| key.line(&mut text));
+    GUARD.iter().for_each(|key| key.line(&mut text));
     text += MODEL_END;
     for name in MOCK_MODELS {
         text += &format!("\n[[model]]\nname = \"{name}\"\nupstream = \"mock\"\n");
@@ -141,6 +149,36 @@ const BATCHES_HEAD: &str = "
 # and its share of the tokens; an input that the upstream refuses fails alone. That makes fewer calls of an upstream that
 # counts them, or is slow to answer each; it makes every request wait a little.
 [embedding_batches]
+";
+
+const VALIDATION_HEAD: &str = "
+# Requests and answers can be checked by rules: what breaks one is refused, or passes and is told of in the header
+# x-bartizan-validation. A refused request is sent to nobody and costs no tokens. Streams are held back, a window at a time;
+# one that breaks a rule ends with an error instead of that window. What is found is never repeated in errors or logs.
+[validation]
+";
+
+const RULE_HEAD: &str = "
+# One [[rule]] for each. It has one of terms, terms_file, deny, require, pii, schema and max_bytes. Files are looked for beside
+# this one. Streams are checked by rules that look at texts; with a rule for answers that has schema, max_bytes or `at`, which
+# need the whole, requests for streams break that rule. Its keys:
+#
+";
+
+const RULE_END: &str = "\
+#
+# Nobody sends card numbers, and nobody gets to hear of a secret project:
+#
+#   [[rule]]
+#   name = \"cards\"
+#   side = \"request\"
+#   pii = [\"cards\"]
+#
+#   [[rule]]
+#   name = \"codenames\"
+#   side = \"answer\"
+#   severity = \"safety\"
+#   terms = [\"nightfall\", \"red door\"]
 ";
 
 const TENANT_HEAD: &str = "

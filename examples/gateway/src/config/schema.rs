@@ -271,7 +271,7 @@ fn model_name(text: &str) -> Result<String, String> {
 }
 
 /// What stands in a URL may be a secret, so no message repeats it.
-fn base_url(text: &str) -> Result<Uri, String> {
+pub(super) fn base_url(text: &str) -> Result<Uri, String> {
     let example = format!("write it as {OPENAI_URL:?}");
     // The parser drops a fragment and leaves a user's name in the authority.
     if text.contains(['?', '#']) {

@@ -11,7 +11,9 @@ use super::{
     health::HEALTH,
     key::{Key, Value, nearest, set},
     rates::{KEY, QUEUE, RATES, TENANT, TOTAL},
+    rule::RULE,
     schema::{LIMITS, MODEL, SERVER},
+    validation::{GUARD, VALIDATION},
 };
 
 /// What a configuration is made of.
@@ -26,13 +28,15 @@ pub(super) enum Section {
     Dedup,
     Health,
     EmbeddingBatches,
+    Validation,
+    Rule,
     Tenant,
     Key,
     Model,
 }
 
 impl Section {
-    pub(super) const ALL: [Self; 12] = [
+    pub(super) const ALL: [Self; 14] = [
         Self::Server,
         Self::Limits,
         Self::RateLimits,
@@ -42,6 +46,8 @@ impl Section {
         Self::Dedup,
         Self::Health,
         Self::EmbeddingBatches,
+        Self::Validation,
+        Self::Rule,
         Self::Tenant,
         Self::Key,
         Self::Model,
@@ -58,6 +64,8 @@ impl Section {
             Self::Dedup => "dedup",
             Self::Health => "health",
             Self::EmbeddingBatches => "embedding_batches",
+            Self::Validation => "validation",
+            Self::Rule => "rule",
             Self::Tenant => "tenant",
             Self::Key => "key",
             Self::Model => "model",
@@ -66,7 +74,7 @@ impl Section {
 
     /// Whether there may be many of it, written as `[[name]]`.
     pub(super) fn is_list(self) -> bool {
-        matches!(self, Self::Tenant | Self::Key | Self::Model)
+        matches!(self, Self::Rule | Self::Tenant | Self::Key | Self::Model)
     }
 
     /// The names of its keys.
@@ -81,9 +89,11 @@ impl Section {
             Self::Dedup => names(DEDUP),
             Self::Health => names(HEALTH),
             Self::EmbeddingBatches => names(BATCHES),
+            Self::Validation => names(VALIDATION),
+            Self::Rule => names(RULE),
             Self::Tenant => [names(TENANT), names(RATES)].concat(),
             Self::Key => names(KEY),
-            Self::Model => [names(MODEL), names(FALLBACKS), names(LIMITS)].concat(),
+            Self::Model => [names(MODEL), names(GUARD), names(FALLBACKS), names(LIMITS)].concat(),
         }
     }
 
@@ -111,7 +121,8 @@ impl Section {
             Self::Dedup => set(DEDUP, &mut config.dedup, name, value),
             Self::Health => set(HEALTH, &mut config.health, name, value),
             Self::EmbeddingBatches => set(BATCHES, &mut config.embedding_batches, name, value),
-            Self::Tenant | Self::Key | Self::Model => None,
+            Self::Validation => set(VALIDATION, &mut config.validation, name, value),
+            Self::Rule | Self::Tenant | Self::Key | Self::Model => None,
         }
     }
 
