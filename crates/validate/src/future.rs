@@ -113,8 +113,10 @@ type Called<F, A> = (F, (A, Option<Policy>, Asked));
 impl<S, Req, A> Waiting<S, Req, A> {
     pub(crate) fn new(inner: S, request: Req, validator: Validator<Req, A>, policy: Policy) -> Self {
         let step = if validator.shared.is_enabled() {
-            let (inquiring, expected) = validator.shared.look(&request, policy);
-            Step::Asking { inquiring, expected }
+            let rules = &validator.shared.requests;
+            let mut findings = rules.findings(policy);
+            let expected = validator.shared.look(&request, &mut findings);
+            Step::Asking { inquiring: rules.inquire_all(&request, findings), expected }
         } else {
             Step::Ready { policy: None, asked: Some(Asked::new(Report::clean(Part::Request))) }
         };

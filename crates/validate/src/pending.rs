@@ -57,7 +57,8 @@ impl Inquiring {
         Self { findings, pending }
     }
 
-    /// What was found at once.
+    /// What was found.
+    #[cfg(feature = "http")]
     pub(crate) fn into_findings(self) -> Findings {
         self.findings
     }

@@ -73,8 +73,9 @@ where
             let asked = Asked::new(Report::clean(Part::Request));
             return ResponseFuture::passed(self.inner.call(request), answers.clone(), None, asked);
         }
-        let (inquiring, expected) = shared.look(&request, self.policy);
-        let asked = shared.conclude(&mut request, inquiring.into_findings(), expected, tally);
+        let mut findings = shared.requests.findings(self.policy);
+        let expected = shared.look(&request, &mut findings);
+        let asked = shared.conclude(&mut request, findings, expected, tally);
         if asked.report.refuses() {
             // The instance that is ready goes, and with it what it holds for a call that is not made.
             self.inner = self.inner.clone();

@@ -9,7 +9,6 @@ use std::{
 use crate::{
     Part, Policy, Report, Rules, ValidateLayer,
     answers::{Asked, Expected, Unchecked, Values},
-    pending::Inquiring,
     rule::Findings,
 };
 
@@ -23,7 +22,7 @@ pub struct Validator<Req, A = Unchecked> {
 }
 
 pub(crate) struct Shared<Req> {
-    requests: Rules<Req>,
+    pub(crate) requests: Rules<Req>,
     /// What finds the form in which a request wants its answer.
     #[cfg(feature = "json")]
     pub(crate) expects: Option<Box<Expects<Req>>>,
@@ -47,19 +46,18 @@ impl<Req> Shared<Req> {
         self.requests.waits()
     }
 
-    /// Asks every rule about a request that can say at once, and those that cannot, unless that refuses.
+    /// Asks every rule about a request that can say at once.
     #[inline]
-    pub(crate) fn look(&self, request: &Req, policy: Policy) -> (Inquiring, Option<Expected>) {
-        let mut findings = self.requests.findings(policy);
-        self.requests.run(request, &mut findings);
+    pub(crate) fn look(&self, request: &Req, findings: &mut Findings) -> Option<Expected> {
+        self.requests.run(request, findings);
         #[cfg(feature = "json")]
         let expected = match &self.expects {
-            Some(expects) if !findings.refuses() => expects(request, &mut findings),
+            Some(expects) if !findings.refuses() => expects(request, findings),
             _ => None,
         };
         #[cfg(not(feature = "json"))]
         let expected = None;
-        (self.requests.inquire_all(request, findings), expected)
+        expected
     }
 
     /// What is known of the request once all have said what they say.
