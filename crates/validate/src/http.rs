@@ -24,6 +24,8 @@ pub use pattern::{InvalidPattern, Pattern};
 pub use pii::Pii;
 #[cfg(feature = "json")]
 pub(crate) use scan::scan;
+#[cfg(all(test, feature = "json"))]
+pub(crate) use scan::tests::value;
 pub use terms::Terms;
 pub use window::{Window, tail};
 

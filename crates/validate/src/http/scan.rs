@@ -204,7 +204,7 @@ impl Scanner<'_> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use proptest::prelude::*;
     use serde_json::Value;
 
@@ -270,7 +270,8 @@ mod tests {
         prop::collection::vec(piece, 0..8).prop_map(|pieces| pieces.concat().into_bytes())
     }
 
-    fn value() -> impl Strategy<Value = Value> {
+    /// Any JSON.
+    pub(crate) fn value() -> impl Strategy<Value = Value> {
         let leaf = prop_oneof![
             Just(Value::Null),
             any::<bool>().prop_map(Value::from),

@@ -139,6 +139,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::http::value;
 
     fn twice(text: &str) -> Option<String> {
         read(text.as_bytes(), 9).err().map(|flaw| flaw.pointer)
@@ -171,23 +172,6 @@ mod tests {
         let text = r#"{"$serde_json::private::RawValue":"{\"a\":1}"}"#;
         assert_eq!(read(text.as_bytes(), 9).ok().unwrap()["$serde_json::private::RawValue"], r#"{"a":1}"#);
         assert_eq!(twice(r#"["\ud800"]"#), Some(String::new()), "half a character");
-    }
-
-    fn value() -> impl Strategy<Value = Value> {
-        let leaf = prop_oneof![
-            Just(Value::Null),
-            any::<bool>().prop_map(Value::from),
-            any::<i64>().prop_map(Value::from),
-            any::<f64>().prop_map(Value::from),
-            any::<String>().prop_map(Value::from),
-        ];
-        leaf.prop_recursive(4, 24, 4, |inner| {
-            prop_oneof![
-                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
-                prop::collection::btree_map(any::<String>(), inner, 0..4)
-                    .prop_map(|members| Value::Object(members.into_iter().collect())),
-            ]
-        })
     }
 
     proptest! {
