@@ -220,7 +220,7 @@ impl App {
             routes = routes.merge(admin::routes());
         }
         routes
-            .fallback(no_such_path)
+            .fallback(async |State(app): State<App>, uri: Uri| no_such_path(&app, &uri).to_response())
             .method_not_allowed_fallback(async || Error::method_not_allowed("GET, HEAD").to_response())
             .with_state(self.clone())
     }
@@ -420,10 +420,11 @@ async fn is_ready(State(app): State<App>) -> (StatusCode, &'static str) {
     }
 }
 
-async fn no_such_path(uri: Uri) -> Response<Full<Bytes>> {
+fn no_such_path(app: &App, uri: &Uri) -> Error {
+    let rest = if status::is_hidden(app) { " and /" } else { ", /, /health and /metrics" };
     let message = format!(
-        "there is no {:?} here, but /v1/chat/completions, /v1/embeddings, /v1/models, /livez, /readyz, /health and /metrics",
+        "there is no {:?} here, but /v1/chat/completions, /v1/embeddings, /v1/models, /livez, /readyz{rest}",
         uri.path()
     );
-    Error::new(Class::NotFound, message).with_code("unknown_url").to_response()
+    Error::new(Class::NotFound, message).with_code("unknown_url")
 }
