@@ -45,7 +45,7 @@ impl Facts {
     /// Of class [`BadRequest`](Class::BadRequest), naming what is wrong and where: the body is empty, not UTF-8, not
     /// JSON, not an object, nested deeper than 127 levels; `model` is missing, empty or no string; `stream` is no
     /// boolean (null counts as absent); either of the two appears twice, since whoever reads the body after us could
-    /// read the other one.
+    /// read the other one. Nothing that the body says is repeated.
     pub fn read(operation: Operation, body: &Bytes) -> Result<Self, Error> {
         if !operation.has_model() {
             return Ok(Self {
@@ -67,8 +67,12 @@ impl Facts {
         let mut found = Found::default();
         let mut json = serde_json::Deserializer::from_str(text);
         (&mut found).deserialize(&mut json).and_then(|()| json.end()).map_err(|error| {
-            let message = match error.classify() {
-                Category::Data => format!("the body is wrong: {error}"),
+            let message = match (error.classify(), found.wrong) {
+                // Of the whole, since what is in it has a key to blame. serde would quote it, to the last byte.
+                (Category::Data, None) => {
+                    return Error::new(Class::BadRequest, "the body is wrong: it must be a JSON object");
+                }
+                (Category::Data, Some(_)) => format!("the body is wrong: {error}"),
                 _ => format!("the body is not valid JSON: {error}"),
             };
             let failed = Error::new(Class::BadRequest, message).with_source(error);

@@ -220,7 +220,7 @@ impl App {
             routes = routes.merge(admin::routes());
         }
         routes
-            .fallback(no_such_path)
+            .fallback(async |State(app): State<App>, uri: Uri| no_such_path(&app, &uri).to_response())
             .method_not_allowed_fallback(async || Error::method_not_allowed("GET, HEAD").to_response())
             .with_state(self.clone())
     }
@@ -335,9 +335,13 @@ impl<S> Clone for Models<S> {
     }
 }
 
+/// As much of a name as a person can have meant.
+fn beginning(name: &str) -> String {
+    name.chars().take(100).collect()
+}
+
 fn no_such_model(model: &str) -> Error {
-    // As much of it as a person can have meant.
-    let model: String = model.chars().take(100).collect();
+    let model = beginning(model);
     let message = format!("there is no model {model:?} here; GET /v1/models lists those that there are");
     Error::new(Class::NotFound, message).with_param("model").with_code("model_not_found")
 }
@@ -420,10 +424,11 @@ async fn is_ready(State(app): State<App>) -> (StatusCode, &'static str) {
     }
 }
 
-async fn no_such_path(uri: Uri) -> Response<Full<Bytes>> {
+fn no_such_path(app: &App, uri: &Uri) -> Error {
+    let rest = if status::is_hidden(app) { " and /" } else { ", /, /health and /metrics" };
     let message = format!(
-        "there is no {:?} here, but /v1/chat/completions, /v1/embeddings, /v1/models, /livez, /readyz, /health and /metrics",
-        uri.path()
+        "there is no {:?} here, but /v1/chat/completions, /v1/embeddings, /v1/models, /livez, /readyz{rest}",
+        beginning(uri.path())
     );
-    Error::new(Class::NotFound, message).with_code("unknown_url").to_response()
+    Error::new(Class::NotFound, message).with_code("unknown_url")
 }

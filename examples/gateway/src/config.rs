@@ -320,7 +320,7 @@ pub struct ClientKey {
 /// `[[model]]`: a public model, and who answers for it.
 #[derive(Clone, Debug)]
 pub struct Model {
-    /// The name that clients send.
+    /// The name that clients send: visible ASCII characters and spaces.
     pub name: String,
     /// Where it goes.
     pub upstream: Upstream,

@@ -134,9 +134,8 @@ impl Fallbacks {
 }
 
 impl Fallbacks {
-    /// What there is to tell of every model, and of requests that nobody has answered.
+    /// What there is to tell of every model.
     pub(crate) fn describe(&self) -> Value {
-        let stats = self.fallback.stats();
         let of = |target: &TargetStats| {
             json!({
                 "name": *target.name,
@@ -146,11 +145,13 @@ impl Fallbacks {
                 "left_alone_for": target.aside_for.map(|time| time.as_secs_f64()),
             })
         };
-        json!({
-            "fallbacks": stats.targets.iter().map(of).collect::<Vec<_>>(),
-            "exhausted": stats.exhausted,
-            "out_of_time": stats.out_of_time,
-        })
+        self.fallback.stats().targets.iter().map(of).collect()
+    }
+
+    /// How many requests nobody has answered, and why.
+    pub(crate) fn unanswered(&self) -> [(&'static str, u64); 3] {
+        let stats = self.fallback.stats();
+        [("exhausted", stats.exhausted), ("out_of_time", stats.out_of_time), ("no_target", stats.no_target)]
     }
 }
 

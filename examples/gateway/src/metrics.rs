@@ -27,6 +27,7 @@ use tower_service::Service;
 pub(crate) struct Metrics {
     /// By status, from 100.
     responses: Box<[AtomicU64; CODES]>,
+    abandoned: AtomicU64,
     pub(crate) overhead: Histogram,
     pub(crate) started: SystemTime,
 }
@@ -38,12 +39,13 @@ impl Metrics {
     pub(crate) fn new() -> Self {
         Self {
             responses: Box::new(std::array::from_fn(|_| AtomicU64::new(0))),
+            abandoned: AtomicU64::new(0),
             overhead: Histogram::new(),
             started: SystemTime::now(),
         }
     }
 
-    /// Counts what `inner` answers, and how long it is busy until then.
+    /// Counts what `inner` answers, and who does not wait for it, and how long it is busy until then.
     pub(crate) fn around<S>(self: &Arc<Self>, inner: S) -> Measured<S> {
         Measured { inner, metrics: self.clone() }
     }
@@ -53,6 +55,11 @@ impl Metrics {
             count.fetch_add(1, Relaxed);
         }
         self.overhead.record(busy);
+    }
+
+    /// How many requests had no answer because their clients went before.
+    pub(crate) fn abandoned(&self) -> u64 {
+        self.abandoned.load(Relaxed)
     }
 
     /// How often each status was answered that ever was.
@@ -84,7 +91,7 @@ where
     fn call(&mut self, request: Req) -> Self::Future {
         let begin = Instant::now();
         let inner = self.inner.call(request);
-        MeasuredFuture { inner, busy: begin.elapsed(), metrics: self.metrics.clone() }
+        MeasuredFuture { inner, busy: begin.elapsed(), waiting: true, metrics: self.metrics.clone() }
     }
 }
 
@@ -94,7 +101,19 @@ pin_project! {
         #[pin]
         inner: F,
         busy: Duration,
+        // For an answer. Not while a poll is under way: one that panics is no client that goes.
+        waiting: bool,
         metrics: Arc<Metrics>,
+    }
+
+    impl<F> PinnedDrop for MeasuredFuture<F> {
+        fn drop(this: Pin<&mut Self>) {
+            let this = this.project();
+            if *this.waiting {
+                this.metrics.abandoned.fetch_add(1, Relaxed);
+                this.metrics.overhead.record(*this.busy);
+            }
+        }
     }
 }
 
@@ -107,8 +126,10 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let begin = Instant::now();
+        *this.waiting = false;
         let polled = this.inner.poll(cx);
         *this.busy += begin.elapsed();
+        *this.waiting = polled.is_pending();
         if let Poll::Ready(Ok(response)) = &polled {
             this.metrics.record(response.status(), *this.busy);
         }
@@ -204,6 +225,15 @@ fn escaped(value: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        future::pending,
+        panic::{AssertUnwindSafe, catch_unwind},
+        pin::pin,
+        task::Waker,
+    };
+
+    use tower::service_fn;
+
     use super::*;
 
     #[test]
@@ -213,6 +243,32 @@ mod tests {
         let expected =
             "# HELP it_total It.\n# TYPE it_total counter\nit_total{model=\"a\\\\b\\\"c\\nd{}é\"} 7\n";
         assert_eq!(out.end(), expected);
+    }
+
+    /// Answered, or dropped without a poll, after one, or by one that panics.
+    #[test]
+    fn a_request_is_counted_once_however_it_ends() {
+        let metrics = Arc::new(Metrics::new());
+        let counts = || {
+            let answered: u64 = metrics.responses().map(|(_, count)| count).sum();
+            (answered, metrics.abandoned(), metrics.overhead.counts().count())
+        };
+        let answered = service_fn(async |()| Ok::<_, Infallible>(Response::new(())));
+        let mut answered = metrics.around(answered);
+        let mut hangs = metrics.around(service_fn(|()| pending::<Result<Response<()>, Infallible>>()));
+        let mut panics =
+            metrics.around(service_fn(async |()| -> Result<Response<()>, Infallible> { panic!("a bug") }));
+        let poll =
+            |future: Pin<&mut dyn Future<Output = _>>| future.poll(&mut Context::from_waker(Waker::noop()));
+
+        assert!(poll(pin!(answered.call(()))).is_ready());
+        assert_eq!(counts(), (1, 0, 1));
+        drop(answered.call(()));
+        assert_eq!(counts(), (1, 1, 2));
+        assert!(poll(pin!(hangs.call(()))).is_pending());
+        assert_eq!(counts(), (1, 2, 3));
+        assert!(catch_unwind(AssertUnwindSafe(|| poll(pin!(panics.call(()))))).is_err());
+        assert_eq!(counts(), (1, 2, 3));
     }
 
     #[test]

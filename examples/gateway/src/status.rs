@@ -85,7 +85,7 @@ const LAYERS: &[Layer] = &[
     },
     Layer {
         name: "fallbacks",
-        tell: |app| app.fallbacks().describe()["fallbacks"].take(),
+        tell: |app| app.fallbacks().describe(),
         label: "model",
         fields: &[
             counter(
@@ -104,6 +104,20 @@ const LAYERS: &[Layer] = &[
                 "Calls that were not made to a model that is left alone.",
             ),
         ],
+    },
+    Layer {
+        name: "fallback_unanswered",
+        tell: |app| {
+            let unanswered = app.fallbacks().unanswered();
+            unanswered.map(|(why, requests)| json!({"name": why, "requests": requests})).into()
+        },
+        label: "why",
+        fields: &[counter(
+            "requests",
+            "gateway_fallback_unanswered_total",
+            "Requests to models with fallbacks that nobody has answered: all have failed, the time was over, or nobody was \
+             ready.",
+        )],
     },
     Layer {
         name: "dedup",
@@ -315,6 +329,7 @@ fn metrics(app: &App, models: &[(Stats, Health)]) -> Value {
         "prompt_tokens": tokens(|it| it.prompt.load(Relaxed)),
         "completion_tokens": tokens(|it| it.completion.load(Relaxed)),
         "responses": responses,
+        "abandoned_requests": app.metrics().abandoned(),
         "overhead_us": {"p50": micros(0.5), "p99": micros(0.99)},
     })
 }
@@ -376,9 +391,16 @@ fn itself(app: &App, out: &mut Exposition) {
         family.sample(&[("code", &status.to_string())], count);
     }
     out.family(
+        "gateway_abandoned_requests_total",
+        Kind::Counter,
+        "Requests that ask a model whose clients went before the head of their answer: these have no status.",
+    )
+    .sample(&[], metrics.abandoned());
+    out.family(
         "gateway_overhead_seconds",
         Kind::Histogram,
-        "How long the gateway itself was busy with a request until the head of its answer, without what it waited for.",
+        "How long the gateway itself was busy with a request until the head of its answer, or until its client went, \
+         without what it waited for.",
     )
     .histogram(&[], &metrics.overhead.counts(), OVERHEAD_BITS);
 }

@@ -43,6 +43,24 @@ fn the_sample_file_is_up_to_date() {
     assert!(file == sample(), "run `cargo run -p gateway -- --sample > examples/gateway/gateway.toml`");
 }
 
+/// Whoever adds a path for operators says so where they look for it.
+#[test]
+fn the_sample_names_what_the_admin_token_opens() {
+    let routes = [include_str!("../src/app/admin.rs"), include_str!("../src/app/status.rs")].concat();
+    let sample = sample();
+    let told =
+        sample.split("Bearer` to ").nth(1).unwrap().split("Without").next().unwrap().replace("\n# ", " ");
+    let mut named = 0;
+    for path in routes.split(".route(\"").skip(1).filter_map(|route| route.split('"').next()) {
+        if path.starts_with("/admin/") {
+            let path = path.replace("{*which}", "MODEL/reset");
+            assert!(told.split([' ', ',', '.']).any(|word| word == path), "{path} is not in {told}");
+            named += 1;
+        }
+    }
+    assert_eq!(named, told.matches("/admin/").count(), "{told}");
+}
+
 #[test]
 fn the_sample_shows_the_defaults() {
     let defaults = format!("{:?}", Config::default());
@@ -381,6 +399,13 @@ fn names_are_unique_and_tidy() {
         assert!(wrong_with(&MOCK.replace("\"m\"", &format!("\"{name}\"")), &[]).contains("white space"));
     }
     assert_eq!(wrong("model = \"\""), "g.toml:4: \"model\" in [[model]] is empty");
+    // Answers say it in their heads, where nothing but ASCII is sure to arrive. What its upstream calls it stays there.
+    assert_eq!(
+        wrong_with(&MOCK.replace("\"m\"", "\"größe\""), &[]),
+        "g.toml:2: \"name\" in [[model]] must be of visible ASCII characters and spaces, as it goes into headers, not \
+         \"größe\"; \"model\" may be what its upstream calls it"
+    );
+    assert_eq!(load(&format!("{MOCK}model = \"größe\"")).models[0].model, "größe");
 }
 
 #[test]

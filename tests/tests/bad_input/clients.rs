@@ -133,6 +133,20 @@ async fn an_unknown_path() {
         let head = format!("POST {path} HTTP/1.1\r\nhost: gateway\r\nconnection: close\r\n");
         answer(&with_length(&head, GOOD)).await.assert_error(404, INVALID, Some("unknown_url"), path);
     }
+    let long = answer(&with_length(
+        &format!("POST /{} HTTP/1.1\r\nhost: gateway\r\nconnection: close\r\n", "x".repeat(5_000)),
+        GOOD,
+    ))
+    .await;
+    assert!(long.status == 404 && long.body.len() < 500, "{long:?}");
+    // It lists those that there are, and they are there.
+    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nhost: gateway\r\nconnection: close\r\n\r\n");
+    let paths =
+        "but /v1/chat/completions, /v1/embeddings, /v1/models, /livez, /readyz, /, /health and /metrics";
+    answer(get("/v1").as_bytes()).await.assert_error(404, INVALID, Some("unknown_url"), paths);
+    for path in ["/v1/models", "/livez", "/readyz", "/", "/health", "/metrics"] {
+        assert_eq!(answer(get(path).as_bytes()).await.status, 200, "{path}");
+    }
 }
 
 #[tokio::test]

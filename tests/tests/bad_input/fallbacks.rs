@@ -208,6 +208,9 @@ async fn a_model_that_says_when_to_come_back() {
     let left = chat["left_alone_for"].as_f64().unwrap();
     assert!((1.0..=60.0).contains(&left) && second["left_alone_for"].is_null(), "{told}");
     assert_eq!(front.admin("").await.status, 401);
+    for why in ["exhausted", "out_of_time", "no_target"] {
+        assert_eq!(told[why], 0, "{told}");
+    }
     // Who wants this model and no other gets it.
     assert_answered(&front.ask_with("x-bartizan-fallback: off\r\n", GOOD).await, "chat", None);
     front.gateway.stop().await;

@@ -201,6 +201,94 @@ async fn fallbacks_skip_what_is_unhealthy() {
     gateway.stop().await;
 }
 
+/// A request that nobody has answered is seen wherever operators look, and why.
+#[tokio::test]
+async fn requests_that_no_fallback_has_answered() {
+    let (mock, upstream) = mock().await;
+    let models = [
+        model("chat", upstream, "fallbacks = [\"other\"]"),
+        model("other", upstream, ""),
+        format!("{NO_BREAKER}[fallback]\nwithin_ms = 300\n"),
+    ];
+    let gateway = Gateway::start("admin_token = \"adm-7Wq2kZ\"", &models).await;
+    mock.script_always(Script::new().status(500));
+    ask(&gateway, 2, GOOD).await;
+    mock.script_always(Script::new().hang());
+    ask(&gateway, 1, GOOD).await;
+
+    let whys = [("exhausted", 2), ("out_of_time", 1), ("no_target", 0)];
+    let told = health(&gateway).await;
+    let expected: Value = whys.iter().map(|(why, n)| json!({"name": why, "requests": n})).collect();
+    assert_eq!(told["layers"]["fallback_unanswered"], expected, "{told}");
+    let metrics = metrics(&gateway).await;
+    let admin = request(&gateway, "GET", "/admin/fallbacks", ADMIN).await;
+    let admin: Value = serde_json::from_str(&admin.body).unwrap();
+    for (why, n) in whys {
+        let sample = format!("gateway_fallback_unanswered_total{{why=\"{why}\"}}");
+        assert_eq!(metrics.get(&sample), Some(&f64::from(n)), "{metrics:?}");
+        assert_eq!(admin[why], n, "{admin}");
+    }
+    gateway.stop().await;
+}
+
+/// A client that goes before its answer has begun has got none, and is counted all the same.
+#[tokio::test]
+async fn clients_that_go_before_their_answer_are_counted() {
+    let (gateway, mock) = start(&[NO_BREAKER]).await;
+    ask(&gateway, 1, GOOD).await;
+    mock.script_always(Script::new().hang());
+    for asked in [2, 3] {
+        let asking = send(gateway.address, &chat(GOOD)).await;
+        within("the upstream to be asked", mock.until(|stats| stats.calls == asked)).await;
+        drop(asking);
+    }
+    let metrics = within("both to be counted", async {
+        loop {
+            let metrics = metrics(&gateway).await;
+            if metrics.get("gateway_abandoned_requests_total") != Some(&1.0) {
+                return metrics;
+            }
+        }
+    })
+    .await;
+    for (name, value) in [
+        ("gateway_abandoned_requests_total", 2.0),
+        ("gateway_responses_total{code=\"200\"}", 1.0),
+        ("gateway_overhead_seconds_count", 3.0),
+    ] {
+        assert_eq!(metrics.get(name), Some(&value), "{name}");
+    }
+    let told = health(&gateway).await;
+    assert_part(&told["metrics"], &json!({"abandoned_requests": 2, "responses": {"200": 1}}));
+    gateway.stop().await;
+}
+
+/// Going away is said by `/readyz`; `/health` tells of it, and answers for the models as before.
+#[tokio::test]
+async fn a_gateway_that_drains() {
+    let (mock, upstream) = mock().await;
+    let text = format!("[server]\nlisten = \"127.0.0.1:0\"\n{}", model("chat", upstream, ""));
+    let environment = Environment::from_iter([("UPSTREAM_KEY", "sk-up")]);
+    let config = Config::from_toml("test.toml", &text, &environment).unwrap();
+    let (app, _beside) = App::new(config).await.unwrap();
+    let get = async |path: &str| {
+        let request = http::Request::get(path).body(axum::body::Body::empty()).unwrap();
+        let response = app.service().oneshot(request).await.unwrap();
+        let status = response.status().as_u16();
+        let body = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
+        (status, String::from_utf8(body.into()).unwrap())
+    };
+    assert_eq!(get("/readyz").await, (200, "ready\n".to_owned()));
+    app.drain();
+    assert_eq!(get("/readyz").await, (503, "draining\n".to_owned()));
+    assert_eq!(get("/livez").await.0, 200);
+    let (status, told) = get("/health").await;
+    assert_eq!(status, 200);
+    let told = serde_json::from_str(&told).unwrap();
+    assert_part(&told, &json!({"status": "healthy", "draining": true}));
+    drop(mock);
+}
+
 /// Streams: the first frame, the tokens, and one that breaks off or whose client goes.
 #[tokio::test]
 async fn streams_are_told_as_what_they_were() {
@@ -362,6 +450,13 @@ async fn what_other_machines_may_see() {
         service(more).await.oneshot(request).await.unwrap().status().as_u16()
     };
     assert_eq!(status("", None).await, 404);
+    // Who may not see them is not told of them.
+    let response =
+        service("").await.oneshot(http::Request::get("/metrics").body(axum::body::Body::empty()).unwrap());
+    let body = axum::body::to_bytes(response.await.unwrap().into_body(), usize::MAX).await.unwrap();
+    let words = String::from_utf8_lossy(&body);
+    assert!(words.contains("no \\\"/metrics\\\" here, but /v1/chat/completions, "), "{words}");
+    assert!(words.contains("/livez, /readyz and /\"") && !words.contains("/health"), "{words}");
     assert_eq!(status("admin_token = \"adm\"", None).await, 401);
     assert_eq!(status("admin_token = \"adm\"", Some("adm")).await, 200);
     assert_eq!(status("[health]\nshow_to = \"all\"", None).await, 200);

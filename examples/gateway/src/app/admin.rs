@@ -87,12 +87,16 @@ async fn describe_breakers(State(app): State<App>, headers: HeaderMap) -> Respon
     json_response(&json!({"breakers": app.circuit_breakers.describe()}))
 }
 
-/// Which models have answered for others, and which are left alone.
+/// Which models have answered for others, and which are left alone; and how many requests nobody has answered.
 async fn describe_fallbacks(State(app): State<App>, headers: HeaderMap) -> Response<Full<Bytes>> {
     if let Err(error) = app.access.admit_admin(&headers) {
         return refuse(error.into());
     }
-    json_response(&app.fallbacks.describe())
+    let mut told = json!({"fallbacks": app.fallbacks.describe()});
+    for (why, requests) in app.fallbacks.unanswered() {
+        told[why] = requests.into();
+    }
+    json_response(&told)
 }
 
 /// What is done to a breaker by hand: the path is a model's name, which may have slashes in it, and a command.

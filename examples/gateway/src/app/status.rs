@@ -5,7 +5,7 @@ use axum::{
     extract::State,
     routing::{get, post},
 };
-use bartizan_provider::{Class, Error};
+use bartizan_provider::Error;
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Response, StatusCode, Uri,
@@ -40,8 +40,8 @@ async fn page() -> Response<Full<Bytes>> {
 }
 
 async fn health(State(app): State<App>, headers: HeaderMap, uri: Uri) -> Response<Full<Bytes>> {
-    if let Err(refused) = admit(&app, &headers, uri).await {
-        return refused;
+    if let Err(error) = admit(&app, &headers, &uri) {
+        return refuse(error.into());
     }
     let (told, works) = status::health(&app);
     let status = if works { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
@@ -49,9 +49,9 @@ async fn health(State(app): State<App>, headers: HeaderMap, uri: Uri) -> Respons
 }
 
 async fn metrics(State(app): State<App>, headers: HeaderMap, uri: Uri) -> Response<Full<Bytes>> {
-    match admit(&app, &headers, uri).await {
+    match admit(&app, &headers, &uri) {
         Ok(()) => text(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", status::exposition(&app)),
-        Err(refused) => refused,
+        Err(error) => refuse(error.into()),
     }
 }
 
@@ -66,22 +66,27 @@ async fn reset(State(app): State<App>, headers: HeaderMap) -> Response<Full<Byte
 }
 
 /// Names of models, and errors of upstreams, are not for everybody.
-async fn admit(app: &App, headers: &HeaderMap, uri: Uri) -> Result<(), Response<Full<Bytes>>> {
-    let to_all = match app.config.health.show_to {
+fn admit(app: &App, headers: &HeaderMap, uri: &Uri) -> Result<(), Error> {
+    if is_for_all(app) {
+        Ok(())
+    } else if is_hidden(app) {
+        Err(no_such_path(app, uri))
+    } else {
+        app.access.admit_admin(headers)
+    }
+}
+
+fn is_for_all(app: &App) -> bool {
+    match app.config.health.show_to {
         ShowTo::All => true,
         ShowTo::Admin => false,
         ShowTo::Auto => app.config.server.listen.ip().to_canonical().is_loopback(),
-    };
-    if to_all {
-        return Ok(());
     }
-    if !app.access.has_admin() {
-        return Err(no_such_path(uri).await);
-    }
-    app.access.admit_admin(headers).map_err(|error: Error| {
-        debug_assert_eq!(error.class(), Class::Auth);
-        refuse(error.into())
-    })
+}
+
+/// Whether nobody may see it: it is the admin's, and there is none.
+pub(super) fn is_hidden(app: &App) -> bool {
+    !is_for_all(app) && !app.access.has_admin()
 }
 
 fn text(status: StatusCode, kind: &'static str, body: String) -> Response<Full<Bytes>> {

@@ -113,8 +113,9 @@ pub(super) const SERVER: &[Key<ServerConfig>] = &[
         }),
         default: "",
         doc: "What to show as `Authorization: Bearer` to GET /admin/limits, GET /admin/breakers, GET /admin/fallbacks,\n\
-              GET /admin/dedup, POST /admin/breakers/MODEL/reset (or force-open, or disable), POST /admin/dedup/clear and\n\
-              POST /admin/health/reset. Without it there are no such paths.",
+              GET /admin/dedup, GET /admin/batches, POST /admin/breakers/MODEL/reset (or force-open, or disable),\n\
+              POST /admin/dedup/clear and POST /admin/health/reset. Without it there are no such paths. Whether GET /health and\n\
+              GET /metrics want it, too, says show_to in [health].",
     },
 ];
 
@@ -174,11 +175,11 @@ pub(super) const MODEL: &[Key<RawModel>] = &[
     Key {
         name: "name",
         kind: Kind::Text("a string", |model, text| {
-            model.name = Some(model_name(text)?);
+            model.name = Some(public_name(text)?);
             Ok(())
         }),
         default: "",
-        doc: "Required. What clients send as \"model\".",
+        doc: "Required. What clients send as \"model\", of visible ASCII characters and spaces.",
     },
     Key {
         name: "upstream",
@@ -268,6 +269,18 @@ fn model_name(text: &str) -> Result<String, String> {
         ));
     }
     Ok(text.to_owned())
+}
+
+/// One that answers say in their heads, where structured fields hold nothing but ASCII.
+fn public_name(text: &str) -> Result<String, String> {
+    let name = model_name(text)?;
+    if !name.is_ascii() {
+        return Err(format!(
+            "must be of visible ASCII characters and spaces, as it goes into headers, not {text:?}; \"model\" may be \
+             what its upstream calls it"
+        ));
+    }
+    Ok(name)
 }
 
 /// What stands in a URL may be a secret, so no message repeats it.
