@@ -87,6 +87,8 @@ pub struct ServerConfig {
     pub body_timeout: Duration,
     /// How long a client may leave unread what it was sent.
     pub write_timeout: Duration,
+    /// How long to go on between the signal and the shutdown.
+    pub drain_delay: Duration,
     /// How long requests in flight may go on after the shutdown.
     pub drain_timeout: Duration,
     /// The request header that names the tenant.
@@ -467,6 +469,7 @@ impl Default for ServerConfig {
             header_timeout: options.header_timeout,
             body_timeout: Duration::from_secs(30),
             write_timeout: options.write_timeout,
+            drain_delay: Duration::ZERO,
             drain_timeout: options.drain_timeout,
             tenant_header: HeaderName::from_static("x-tenant-id"),
             admin_token: None,

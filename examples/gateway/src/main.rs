@@ -137,10 +137,14 @@ async fn run(config: Config) -> io::Result<()> {
     let (app, beside) = App::new(config).await?;
     print(&greeting(app.config(), address));
 
-    let draining = app.clone();
+    let (draining, delay) = (app.clone(), app.config().server.drain_delay);
     let stopped = async move {
         _ = stopped.await;
         draining.drain();
+        if !delay.is_zero() {
+            tracing::info!(?delay, "not ready any more, and refusing connections after a delay");
+            tokio::time::sleep(delay).await;
+        }
     };
     tokio::select! {
         drained = server.run(move |_worker| app.service(), stopped) => drained.map(|_| ()),

@@ -242,6 +242,27 @@ fn it_says_where_it_is_serves_and_drains_on_sigterm() {
     assert!(logs.contains("drained"), "{logs}");
 }
 
+/// A load balancer has to see that it is to send no more, which it cannot where it is refused.
+#[cfg(unix)]
+#[test]
+fn it_is_not_ready_for_a_while_before_it_drains() {
+    let path = file(
+        "delay.toml",
+        "[server]\ndrain_delay_ms = 60_000\n[[model]]\nname = \"m\"\nupstream = \"mock\"\n",
+    );
+    let (mut child, _lines, address) = serve(&["--config", &path]);
+    let ready = || exchange(&address, "GET /readyz HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
+    assert!(ready().starts_with("HTTP/1.1 200 "));
+    let mut logs = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    signal(&child, "-TERM");
+    assert!(logs.any(|line| line.contains("not ready any more")));
+    assert!(ready().starts_with("HTTP/1.1 503 "));
+    is_alive(&address);
+    signal(&child, "-TERM");
+    assert!(logs.any(|line| line.contains("a second signal")));
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
 #[cfg(unix)]
 #[test]
 fn a_second_signal_cuts() {

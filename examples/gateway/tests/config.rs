@@ -77,7 +77,7 @@ fn the_sample_shows_the_defaults() {
         _ => format!("{line}\n"),
     });
     let text: String = lines.collect();
-    assert_eq!(uncommented, 80);
+    assert_eq!(uncommented, 81);
     assert_eq!(format!("{:?}", load(&text)), defaults);
 }
 
@@ -118,6 +118,7 @@ fn a_file_is_read() {
         header_timeout_ms = 1
         body_timeout_ms = 2
         write_timeout_ms = 4
+        drain_delay_ms = 5
         drain_timeout_ms = 3
         tenant_header = "X-Org"
 
@@ -141,9 +142,15 @@ fn a_file_is_read() {
     assert_eq!(server.tenant_header, "x-org");
     let options = server.options();
     assert_eq!(
-        [options.header_timeout, server.body_timeout, options.drain_timeout, options.write_timeout]
-            .map(|timeout| timeout.as_millis()),
-        [1, 2, 3, 4]
+        [
+            options.header_timeout,
+            server.body_timeout,
+            options.drain_timeout,
+            options.write_timeout,
+            server.drain_delay,
+        ]
+        .map(|timeout| timeout.as_millis()),
+        [1, 2, 3, 4, 5]
     );
     assert_eq!(config.limits.idle, Duration::from_secs(1));
 

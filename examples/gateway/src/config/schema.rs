@@ -84,10 +84,17 @@ pub(super) const SERVER: &[Key<ServerConfig>] = &[
         doc: "How long a client may leave unread what it was sent, before its connection is cut.",
     },
     Key {
+        name: "drain_delay_ms",
+        kind: Kind::Integer(0..=86_400_000, |server, ms| server.drain_delay = Duration::from_millis(ms)),
+        default: "0",
+        doc: "How long after SIGTERM or SIGINT to go on as before, but for a 503 from /readyz, so that a load balancer sees\n\
+              it and sends no more. Then new connections are refused.",
+    },
+    Key {
         name: "drain_timeout_ms",
         kind: Kind::Integer(MILLISECONDS, |server, ms| server.drain_timeout = Duration::from_millis(ms)),
         default: "30_000",
-        doc: "How long requests in flight may go on after SIGTERM or SIGINT. A second signal cuts them at once.",
+        doc: "How long requests in flight may go on after that. A second signal cuts them at once.",
     },
     Key {
         name: "tenant_header",
