@@ -148,7 +148,8 @@ impl Window {
             }
             let before = if expired { 0 } else { word.triggers() };
             let counts = if begins { Counts::NONE } else { word.counts() }.one_more(failed);
-            let calm = before == 0 && !self.has_failed(failed, into);
+            // Asked first, since a failure is to be known whatever the verdict is.
+            let calm = !self.has_failed(failed, into) && before == 0;
             let triggers =
                 if calm { 0 } else { self.rule.judge(before, counts.plus(self.others(into, into))) };
             let next = Word::new(into, counts, triggers);

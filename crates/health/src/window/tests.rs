@@ -103,6 +103,21 @@ fn a_success_may_complete_what_a_share_needs() {
     }
 }
 
+/// A failure that came while the verdict was bad counts when it is good again.
+#[test]
+fn a_failure_is_remembered_whatever_the_verdict_was() {
+    let window = window();
+    let record = |at: u64, outcomes: &[bool]| {
+        outcomes.iter().for_each(|failed| _ = window.record(*failed, at * MS));
+        window.verdict(at * MS)
+    };
+    assert_eq!(record(0, &[true]), State::Healthy);
+    assert_eq!(record(1_988, &[false; 12]), State::Degraded);
+    assert_eq!(record(7_333, &[true, false]), State::Degraded);
+    assert_eq!(record(10_000, &[false; 7]), State::Healthy, "1 of 21");
+    assert_eq!(record(11_875, &[false]), State::Degraded, "1 of 10");
+}
+
 #[test]
 fn a_lapse_has_its_time() {
     let window = window();
