@@ -26,16 +26,17 @@ fn what_is_read_was_written_by_one() {
     });
 }
 
+fn counts(classes: &Arc<Classes>, class: &'static str) -> thread::JoinHandle<()> {
+    let classes = classes.clone();
+    thread::spawn(move || classes.count(class))
+}
+
 /// Two new classes and one of them twice, at once: each has its slot, and every one is counted.
 #[test]
 fn classes_that_come_for_the_first_time() {
     loom::model(|| {
         let classes = Arc::new(Classes::new());
-        let count = |class: &'static str| {
-            let classes = classes.clone();
-            thread::spawn(move || classes.count(class))
-        };
-        let threads = [count("one"), count("two")];
+        let threads = ["one", "two"].map(|class| counts(&classes, class));
         classes.count("one");
         for thread in threads {
             thread.join().unwrap();
@@ -51,11 +52,7 @@ fn classes_that_come_for_the_first_time() {
 fn more_classes_than_slots() {
     loom::model(|| {
         let classes = Arc::new(Classes::new());
-        let count = |class: &'static str| {
-            let classes = classes.clone();
-            thread::spawn(move || classes.count(class))
-        };
-        let threads = [count("one"), count("two")];
+        let threads = ["one", "two"].map(|class| counts(&classes, class));
         classes.count("three");
         for thread in threads {
             thread.join().unwrap();
