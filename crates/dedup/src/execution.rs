@@ -67,6 +67,11 @@ impl<S: Service<Req>, Req, X> Record<S, Req, X> {
     pub(crate) const fn new(inner: S, request: Req, share: X) -> Self {
         Self { call: Call::new(inner, request), share }
     }
+
+    /// The call as it is, for one.
+    pub(crate) fn into_call(self) -> Call<S, Req> {
+        self.call
+    }
 }
 
 impl<S, Req, X> Future for Record<S, Req, X>

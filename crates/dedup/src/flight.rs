@@ -12,8 +12,8 @@ use std::{
 use bartizan_core::BoxError;
 
 use crate::{
-    Fingerprint, Limits, SharedError, Verdict,
-    relay::{Place, Relay, Results},
+    Fingerprint, SharedError, Verdict,
+    relay::{Place, Relay, Results, Yield},
     share::{Landing, Served, Ticket},
     table::{Hashed, Table},
 };
@@ -23,7 +23,7 @@ mod models;
 
 /// One call for many. It ends with the last of its seats and tickets.
 pub(crate) struct Flight<K, T> {
-    relay: Relay<Execution<T>, Flown<T>>,
+    relay: Relay<Execution<T>, Option<Flown<T>>>,
     home: Home<K, T>,
     pub(crate) key: Hashed<K>,
     pub(crate) fingerprint: Option<Fingerprint>,
@@ -92,62 +92,71 @@ impl<T> Clone for Outcome<T> {
     }
 }
 
+/// What has come of a call that has others than the one who drives it.
 struct Flown<T> {
-    /// An answer that is not kept is whoever's comes first, if that is the only one.
-    arrival: Option<Arrival<T>>,
+    outcome: Outcome<T>,
     /// It failed, and this is for those who may be answered with what was kept.
     stand_in: Option<Box<(Arc<T>, Served)>>,
     /// Of a response of which some is still to come.
     verdict: Verdict,
 }
 
-impl<T> Results for Flown<T> {
-    type Item = Self;
+impl<T> Results for Option<Flown<T>> {
+    type Item = Flown<T>;
 
-    fn add(&mut self, flown: Self) -> bool {
-        *self = flown;
+    fn add(&mut self, flown: Flown<T>) -> bool {
+        *self = Some(flown);
         false
     }
 
     fn panicked(&mut self) {
-        self.arrival = Some(Arrival::Shared(Outcome::Panicked));
+        let (outcome, verdict) = (Outcome::Panicked, Verdict::Failure);
+        *self = Some(Flown { outcome, stand_in: None, verdict });
     }
 }
 
 impl<T> Flown<T> {
-    #[inline]
-    fn arrival(&mut self, no_cache: bool, is_alone: impl FnOnce() -> bool) -> Option<Arrival<T>> {
-        if let Some(stand_in) = &self.stand_in
-            && !no_cache
-        {
-            return Some(Arrival::Shared(Outcome::StandIn(stand_in.clone())));
+    fn outcome(&self, no_cache: bool) -> Outcome<T> {
+        match &self.stand_in {
+            Some(stand_in) if !no_cache => Outcome::StandIn(stand_in.clone()),
+            _ => self.outcome.clone(),
         }
-        let outcome = match self.arrival.take()? {
-            Arrival::Own(answer) if is_alone() => return Some(Arrival::Own(answer)),
-            Arrival::Own(answer) => Outcome::Done(Ok(Arc::new(answer))),
+    }
+}
+
+/// A call's result, as it is where all know what has become of it.
+struct Landed<T> {
+    arrival: Arrival<T>,
+    stand_in: Option<Box<(Arc<T>, Served)>>,
+    verdict: Verdict,
+}
+
+impl<T> Landed<T> {
+    fn own(self, no_cache: bool) -> Arrival<T> {
+        match self.stand_in {
+            Some(stand_in) if !no_cache => Arrival::Shared(Outcome::StandIn(stand_in)),
+            _ => self.arrival,
+        }
+    }
+
+    fn shared(self) -> Flown<T> {
+        let outcome = match self.arrival {
+            Arrival::Own(tape) => Outcome::Done(Ok(Arc::new(tape))),
             Arrival::Shared(outcome) => outcome,
         };
-        self.arrival = Some(Arrival::Shared(outcome.clone()));
-        Some(Arrival::Shared(outcome))
+        Flown { outcome, stand_in: self.stand_in, verdict: self.verdict }
     }
 }
 
 impl<K: Eq, T> Flight<K, T> {
-    /// A call that [`start`](Self::start)s later: whoever joins it waits until it has.
-    pub(crate) fn new(home: Home<K, T>, key: Hashed<K>, fingerprint: Option<Fingerprint>) -> Self {
-        let results = Flown { arrival: None, stand_in: None, verdict: Verdict::Share(Limits::none()) };
-        let aloft = AtomicBool::new(true);
-        Self { relay: Relay::new(results), home, key, fingerprint, aloft, leave: Table::leave }
-    }
-
-    pub(crate) fn start(&self, make: impl FnOnce() -> Execution<T>) {
-        self.relay.start(|| {
-            // Before it is known to have panicked, should it: nobody joins it then.
-            let leaves = Leaves(self);
-            let execution = make();
-            leaves.not();
-            execution
-        });
+    pub(crate) fn new(
+        home: Home<K, T>,
+        key: Hashed<K>,
+        fingerprint: Option<Fingerprint>,
+        execution: Execution<T>,
+    ) -> Self {
+        let (relay, aloft) = (Relay::new(Some(execution), None), AtomicBool::new(true));
+        Self { relay, home, key, fingerprint, aloft, leave: Table::leave }
     }
 
     fn poll(self: &Arc<Self>, place: &mut Place, no_cache: bool, cx: &mut Context<'_>) -> Poll<Arrival<T>> {
@@ -156,19 +165,22 @@ impl<K: Eq, T> Flight<K, T> {
         self.relay.poll(
             place,
             cx,
-            |flown| flown.arrival(no_cache, is_alone),
+            |flown| Some(Arrival::Shared(flown.as_ref()?.outcome(no_cache))),
             |execution, cx| {
                 // A call that panics leaves before it is known to have: nobody joins it then.
                 let leaves = Leaves(self);
-                let flown = execution.as_mut().poll(cx).map(|result| self.land(result));
+                let landed = execution.as_mut().poll(cx).map(|result| self.land(result));
                 leaves.not();
-                flown
+                landed.map(|landed| match is_alone() {
+                    true => Yield::Own(landed.own(no_cache)),
+                    false => Yield::Shared(landed.shared()),
+                })
             },
         )
     }
 
     /// What becomes of the call's result. If all of it is there the call leaves the table, and is kept if it may be.
-    fn land(&self, result: Result<Recorded<T>, BoxError>) -> Flown<T> {
+    fn land(&self, result: Result<Recorded<T>, BoxError>) -> Landed<T> {
         let failed = match &result {
             Ok(recorded) => matches!(recorded.verdict, Verdict::Failure | Verdict::PrivateFailure),
             Err(_) => true,
@@ -202,7 +214,7 @@ impl<K: Eq, T> Flight<K, T> {
                 (Arrival::Shared(Outcome::Done(Err(error))), Verdict::Failure)
             }
         };
-        Flown { arrival: Some(arrival), stand_in, verdict }
+        Landed { arrival, stand_in, verdict }
     }
 
     /// Keeps an answer of which all is there, if it may be kept.
@@ -229,8 +241,8 @@ impl<K: Eq + Send + Sync, T: Send + Sync> Landing<T> for Flight<K, T> {
         if !self.aloft.load(Relaxed) {
             return;
         }
-        let flown = self.relay.look(|flown| match &flown.arrival {
-            Some(Arrival::Shared(Outcome::Done(Ok(tape)))) => Some((tape.clone(), flown.verdict)),
+        let flown = self.relay.look(|flown| match flown {
+            Some(Flown { outcome: Outcome::Done(Ok(tape)), verdict, .. }) => Some((tape.clone(), *verdict)),
             _ => None,
         });
         let Some((tape, verdict)) = flown else { return };

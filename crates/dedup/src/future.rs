@@ -11,7 +11,7 @@ use tower_service::Service;
 
 use crate::{
     NAME, Served, Share, Ticket,
-    execution::Call,
+    execution::{Call, Record},
     flight::{Arrival, Outcome, Seat, Value},
 };
 
@@ -22,20 +22,20 @@ pin_project! {
         S: Service<Req>,
     {
         #[pin]
-        stage: Stage<S, Req, K, T>,
+        stage: Stage<S, Req, K, T, X>,
         share: X,
     }
 }
 
 pin_project! {
     #[project = StageProjection]
-    enum Stage<S, Req, K, T>
+    enum Stage<S, Req, K, T, X>
     where
         S: Service<Req>,
     {
         Kept { value: Option<Value<T>>, served: Served },
         // `instead`: the caller's own call, should the answer turn out to be for another one alone.
-        Waiting { seat: Option<Seat<K, T>>, instead: Option<(S, Req)> },
+        Waiting { seat: Option<Seat<K, T>>, instead: Option<Box<Record<S, Req, X>>> },
         // Drives a call for a new answer, and takes the stale one.
         Passing { seat: Option<Seat<K, T>>, tape: Arc<T>, served: Served },
         Alone { #[pin] call: Call<S, Req> },
@@ -48,7 +48,7 @@ impl<S: Service<Req>, Req, K, T, X> ResponseFuture<S, Req, K, T, X> {
         Self { stage: Stage::Kept { value: Some(value), served }, share }
     }
 
-    pub(crate) const fn waiting(seat: Seat<K, T>, instead: Option<(S, Req)>, share: X) -> Self {
+    pub(crate) const fn waiting(seat: Seat<K, T>, instead: Option<Box<Record<S, Req, X>>>, share: X) -> Self {
         Self { stage: Stage::Waiting { seat: Some(seat), instead }, share }
     }
 
@@ -78,7 +78,7 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         loop {
-            let (inner, request) = match this.stage.as_mut().project() {
+            let instead = match this.stage.as_mut().project() {
                 StageProjection::Kept { value, served } => {
                     let value = value.take().expect("polled after completion");
                     let played = value.map(|tape| this.share.play(&tape, Ticket::kept(*served)));
@@ -120,7 +120,7 @@ where
                     return Poll::Ready(Err(conflict.with_retry_after(RetryAfter::Never).into()));
                 }
             };
-            this.stage.set(Stage::Alone { call: Call::new(inner, request) });
+            this.stage.set(Stage::Alone { call: instead.into_call() });
         }
     }
 }

@@ -29,7 +29,7 @@ pub(crate) struct Relay<W, R> {
 }
 
 struct State<W, R> {
-    /// `None` while somebody polls it, before it is here, and when it is over.
+    /// `None` while somebody polls it, and when it is over.
     work: Option<W>,
     results: R,
     /// Somebody was the first to come: whoever comes now is not alone with the work.
@@ -49,6 +49,14 @@ pub(crate) trait Results {
     fn panicked(&mut self);
 }
 
+/// What comes of a poll of the work.
+pub(crate) enum Yield<I, T> {
+    /// A result for all.
+    Shared(I),
+    /// The work is over, and this is for who has driven it: nobody else is there, nor will be.
+    Own(T),
+}
+
 /// A place among those who wait. It is to be left when its owner goes.
 #[derive(Debug, Default)]
 pub(crate) struct Place {
@@ -60,17 +68,10 @@ pub(crate) struct Place {
 const FIRST: usize = 0;
 
 impl<W, R: Results> Relay<W, R> {
-    /// Work that is not here yet: it is polled from [`start`](Self::start) on.
-    pub(crate) fn new(results: R) -> Self {
-        let state = State { work: None, results, has_first: false, first: None };
+    /// With no work, all that is to come is there.
+    pub(crate) fn new(work: Option<W>, results: R) -> Self {
+        let state = State { work, results, has_first: false, first: None };
         Self { state: Mutex::new(state), bell: OnceLock::new() }
-    }
-
-    /// Here it is, from `make`. If that panics, the work has.
-    pub(crate) fn start(&self, make: impl FnOnce() -> W) {
-        let mut outing = Outing { relay: self, work: None, rope: None };
-        outing.work = Some(make());
-        outing.arrives();
     }
 
     /// What `take` finds among the results. While it finds nothing the work is polled with `step`, outside of all locks.
@@ -81,7 +82,7 @@ impl<W, R: Results> Relay<W, R> {
         place: &mut Place,
         cx: &mut Context<'_>,
         mut take: impl FnMut(&mut R) -> Option<T>,
-        mut step: impl FnMut(&mut W, &mut Context<'_>) -> Poll<R::Item>,
+        mut step: impl FnMut(&mut W, &mut Context<'_>) -> Poll<Yield<R::Item, T>>,
     ) -> Poll<T> {
         loop {
             let mut outing = match self.turn(place, cx.waker(), &mut take) {
@@ -97,7 +98,11 @@ impl<W, R: Results> Relay<W, R> {
                         return Poll::Pending;
                     }
                 }
-                Poll::Ready(item) => {
+                Poll::Ready(Yield::Own(own)) => {
+                    outing.ends(place);
+                    return Poll::Ready(own);
+                }
+                Poll::Ready(Yield::Shared(item)) => {
                     if let Some(found) = outing.result(item, place, &mut take) {
                         return Poll::Ready(found);
                     }
@@ -191,16 +196,6 @@ struct Outing<'a, W, R: Results> {
 }
 
 impl<W, R: Results> Outing<'_, W, R> {
-    /// The work is here.
-    fn arrives(mut self) {
-        let mut state = lock(&self.relay.state);
-        state.work = self.work.take();
-        let wakers = self.relay.bell.get().map(|rope| rope.bell.waiting().back());
-        drop(state);
-        mem::forget(self);
-        wake(wakers);
-    }
-
     /// Nothing came of it so far; whether who has driven can wait now. If it was woken meanwhile, that is passed on.
     fn back(mut self, place: &mut Place, waker: &Waker) -> bool {
         let mut state = lock(&self.relay.state);
@@ -260,6 +255,17 @@ impl<W, R: Results> Outing<'_, W, R> {
         wake(wakers);
         drop((over, own));
         found
+    }
+
+    /// It is over, and nobody else is there to learn of it.
+    fn ends(mut self, place: &mut Place) {
+        if self.relay.bell.get().is_none() {
+            // His waker goes with the relay.
+            place.index = None;
+        }
+        let over = self.work.take();
+        mem::forget(self);
+        drop(over);
     }
 }
 

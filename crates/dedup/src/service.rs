@@ -12,7 +12,7 @@ use tower_service::Service;
 use crate::{
     Identity, ResponseFuture, Share,
     execution::Record,
-    flight::{Arrival, Flight, Outcome, Seat},
+    flight::{Arrival, Outcome, Seat},
     table::{Found, Refresh, Table},
 };
 
@@ -74,14 +74,13 @@ where
         };
         let identity = identity.into();
         let no_cache = identity.no_cache;
-        match self.table.find(identity) {
+        let record = || Record::new(self.inner.clone(), request, self.share.clone());
+        match self.table.find(identity, record) {
             Found::Kept(value, served) => ResponseFuture::kept(value, served, share),
-            Found::Joined(flight) => {
-                let instead = (self.inner.clone(), request);
+            Found::Joined(flight, instead) => {
                 ResponseFuture::waiting(Seat::new(flight, false).no_cache(no_cache), Some(instead), share)
             }
             Found::Leads(flight) => {
-                self.start(&flight, request);
                 ResponseFuture::waiting(Seat::new(flight, true).no_cache(no_cache), None, share)
             }
             Found::Conflict => ResponseFuture::conflict(share),
@@ -89,10 +88,7 @@ where
                 let seat = match refresh {
                     Refresh::Runs => None,
                     Refresh::Joined(flight) => Some(Seat::new(flight, false)),
-                    Refresh::Leads(flight) => {
-                        self.start(&flight, request);
-                        self.refresh(Seat::new(flight, true))
-                    }
+                    Refresh::Leads(flight) => self.refresh(Seat::new(flight, true)),
                 };
                 match seat {
                     None => ResponseFuture::kept(Ok(tape), served, share),
@@ -104,17 +100,6 @@ where
 }
 
 impl<S, K: Eq, T, X: Clone, F> Deduplicate<S, K, T, X, F> {
-    fn start<Req>(&self, flight: &Flight<K, T>, request: Req)
-    where
-        S: Service<Req> + Clone + Send + 'static,
-        S::Error: Into<BoxError>,
-        S::Future: Send + 'static,
-        Req: Send + 'static,
-        X: Share<S::Response, Tape = T> + Send + 'static,
-    {
-        flight.start(|| Box::pin(Record::new(self.inner.clone(), request, self.share.clone())));
-    }
-
     /// Has a task drive a call that nobody waits for. Gives the seat back if callers are to do it.
     fn refresh<Res>(&self, mut seat: Seat<K, T>) -> Option<Seat<K, T>>
     where

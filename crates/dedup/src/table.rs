@@ -14,11 +14,12 @@ use std::{
     },
 };
 
+use bartizan_core::BoxError;
 use tokio::time::Instant;
 
 use crate::{
     Fingerprint, Identity, Replay, Served, Stats,
-    flight::{Flight, Home, Value},
+    flight::{Execution, Flight, Home, Recorded, Value},
     kept::{Asked, Kept, Ledger},
     lifetime::{Age, Freshness, Lifetime, Terms},
     sync::{Mutex, lock},
@@ -69,20 +70,20 @@ struct Counts {
 }
 
 /// What there is for a call.
-pub(crate) enum Found<K, T> {
+pub(crate) enum Found<K, T, E> {
     Kept(Value<T>, Served),
     /// Stale, and this is for whoever is to fetch a new one.
     Stale(Arc<T>, Served, Refresh<K, T>),
-    /// Another caller has begun it.
-    Joined(Arc<Flight<K, T>>),
-    /// It is for this caller to begin.
+    /// Another caller has begun it, so this one's was not.
+    Joined(Arc<Flight<K, T>>, Box<E>),
+    /// It has begun with this caller.
     Leads(Arc<Flight<K, T>>),
     /// The key is known with another fingerprint.
     Conflict,
 }
 
 pub(crate) enum Refresh<K, T> {
-    /// It is for this caller to begin.
+    /// It has begun with this caller.
     Leads(Arc<Flight<K, T>>),
     /// This caller may drive it.
     Joined(Arc<Flight<K, T>>),
@@ -123,8 +124,12 @@ impl<K, T> Table<K, T> {
 }
 
 impl<K: Hash + Eq + Clone, T> Table<K, T> {
-    /// What there is for a call, which is counted as what it finds.
-    pub(crate) fn find(self: &Arc<Self>, identity: Identity<K>) -> Found<K, T> {
+    /// What there is for a call, which is counted as what it finds. It is made, but not begun, where no fresh answer is found
+    /// at once: it is the user's code that makes it, which must not be where the lock is held.
+    pub(crate) fn find<E>(self: &Arc<Self>, identity: Identity<K>, make: impl FnOnce() -> E) -> Found<K, T, E>
+    where
+        E: Future<Output = Result<Recorded<T>, BoxError>> + Send + 'static,
+    {
         let Identity { key, fingerprint, no_cache } = identity;
         let key = Hashed::new(&self.hasher, key);
         let asks = (fingerprint.as_ref(), no_cache);
@@ -134,6 +139,7 @@ impl<K: Hash + Eq + Clone, T> Table<K, T> {
             return Found::hit(value, age);
         }
 
+        let execution = Box::new(make());
         let (_displaced, aloft);
         let mut inside = lock(&part.busy.0);
         let inside = &mut *inside;
@@ -158,7 +164,13 @@ impl<K: Hash + Eq + Clone, T> Table<K, T> {
                         } else {
                             Home::Holds(Arc::downgrade(self))
                         };
-                        Refresh::Leads(Self::begin(home, inside, key.clone(), fingerprint))
+                        Refresh::Leads(Self::begin(
+                            home,
+                            inside,
+                            key.clone(),
+                            fingerprint,
+                            Box::into_pin(execution),
+                        ))
                     }
                 };
                 if let Refresh::Leads(flight) = &refresh
@@ -179,11 +191,12 @@ impl<K: Hash + Eq + Clone, T> Table<K, T> {
             }
             Some(flight) => {
                 inside.counts.collapsed += 1;
-                Found::Joined(flight.clone())
+                Found::Joined(flight.clone(), execution)
             }
             None => {
                 inside.counts.misses += 1;
-                Found::Leads(Self::begin(Home::Held(self.clone()), inside, key, fingerprint))
+                let home = Home::Held(self.clone());
+                Found::Leads(Self::begin(home, inside, key, fingerprint, Box::into_pin(execution)))
             }
         }
     }
@@ -193,8 +206,9 @@ impl<K: Hash + Eq + Clone, T> Table<K, T> {
         inside: &mut Inside<K, T>,
         key: Hashed<K>,
         fingerprint: Option<Fingerprint>,
+        execution: Execution<T>,
     ) -> Arc<Flight<K, T>> {
-        let flight = Arc::new(Flight::new(home, key.clone(), fingerprint));
+        let flight = Arc::new(Flight::new(home, key.clone(), fingerprint, execution));
         inside.flights.insert(key, Arc::downgrade(&flight));
         flight
     }
@@ -313,7 +327,7 @@ enum Seen<T> {
     Nothing,
 }
 
-impl<K, T> Found<K, T> {
+impl<K, T, E> Found<K, T, E> {
     fn hit(value: Value<T>, age: Age) -> Self {
         Self::Kept(value, Served::Hit { age: age.since, fresh_for: age.fresh_for() })
     }

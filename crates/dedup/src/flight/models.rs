@@ -3,6 +3,7 @@
 //! The standard library's reference counts are no part of the model: they change between two points at which threads may
 //! switch, never at one.
 
+use std::mem;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::task::{Wake, Waker};
 
@@ -27,7 +28,7 @@ impl Wake for Task {
     }
 }
 
-/// How many executions began, and how many of those are under way.
+/// How many executions began, and how many are there.
 #[derive(Clone, Default)]
 struct Count(Arc<[AtomicUsize; 2]>);
 
@@ -35,13 +36,13 @@ struct Count(Arc<[AtomicUsize; 2]>);
 struct Counted {
     count: Count,
     polls: usize,
+    has_begun: bool,
 }
 
 impl Count {
-    fn execution(&self, polls: usize) -> Execution<u8> {
-        self.0[0].fetch_add(1, SeqCst);
+    fn execution(&self, polls: usize) -> Counted {
         self.0[1].fetch_add(1, SeqCst);
-        Box::pin(Counted { count: self.clone(), polls })
+        Counted { count: self.clone(), polls, has_begun: false }
     }
 
     fn began(&self) -> usize {
@@ -57,6 +58,9 @@ impl Future for Counted {
     type Output = Result<Recorded<u8>, BoxError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if !mem::replace(&mut self.has_begun, true) {
+            self.count.0[0].fetch_add(1, SeqCst);
+        }
         if self.polls > 0 {
             self.polls -= 1;
             cx.waker().wake_by_ref();
@@ -81,13 +85,10 @@ struct Caller {
 
 impl Caller {
     fn asks(table: &Arc<Table<u8, u8>>, count: &Count, polls: usize) -> Self {
-        let (seat, answer) = match table.find(Identity::new(1)) {
+        let (seat, answer) = match table.find(Identity::new(1), || count.execution(polls)) {
             Found::Kept(value, _) => (None, value.ok().map(|answer| *answer)),
-            Found::Joined(flight) => (Some(Seat::new(flight, false)), None),
-            Found::Leads(flight) => {
-                flight.start(|| count.execution(polls));
-                (Some(Seat::new(flight, true)), None)
-            }
+            Found::Joined(flight, _) => (Some(Seat::new(flight, false)), None),
+            Found::Leads(flight) => (Some(Seat::new(flight, true)), None),
             Found::Stale(..) | Found::Conflict => {
                 unreachable!("nothing gets stale, nothing has a fingerprint")
             }

@@ -16,7 +16,7 @@ use http_body::{Body, Frame, SizeHint};
 use super::Recording;
 use crate::{
     NAME, SharedError, Ticket,
-    relay::{Place, Relay, Results},
+    relay::{Place, Relay, Results, Yield},
 };
 
 /// A body, its frames so far, and who waits for the next one. It ends with the last who has it.
@@ -213,11 +213,8 @@ impl Reel {
             hint: if is_over { SizeHint::with_exact(0) } else { body.size_hint() },
             end,
         };
-        let relay = Relay::new(film);
-        if !is_over {
-            relay.start(|| Box::pin(Boxed { body }) as Source);
-        }
-        Self { relay }
+        let source = (!is_over).then(|| Box::pin(Boxed { body }) as Source);
+        Self { relay: Relay::new(source, film) }
     }
 
     /// What it weighs, if all of it is there.
@@ -274,7 +271,7 @@ impl Reader {
                     hint: source.size_hint(),
                 });
                 mem::forget(detaches);
-                step
+                step.map(Yield::Shared)
             },
         ));
         Poll::Ready(match taken {

@@ -90,9 +90,7 @@ impl Wake for Task {
 type Shared = Arc<Relay<Inner, Log>>;
 
 fn relay(inner: &Inner, all: usize) -> Shared {
-    let relay = Relay::new(Log { results: Vec::new(), all });
-    relay.start(|| inner.clone());
-    Arc::new(relay)
+    Arc::new(Relay::new(Some(inner.clone()), Log { results: Vec::new(), all }))
 }
 
 /// Someone who reads results one by one.
@@ -271,19 +269,5 @@ fn everybody_learns_of_a_panic() {
         settle(&mut readers);
         readers.iter().for_each(|reader| assert_eq!(reader.got, [Err(())]));
         assert_eq!(lock(&inner.0).given, 1, "it is not asked again");
-    });
-}
-
-#[test]
-fn whoever_waits_for_the_work_itself_learns_that_it_is_here() {
-    model(|| {
-        let inner = Inner::new(false);
-        inner.allow();
-        let relay: Shared = Arc::new(Relay::new(Log { results: Vec::new(), all: 1 }));
-        let others = threads(vec![Reader::new(&relay, 1)]);
-        relay.start(|| inner.clone());
-        let mut readers: Vec<_> = others.into_iter().map(|thread| thread.join().unwrap()).collect();
-        settle(&mut readers);
-        assert_eq!(readers[0].got, [Ok(1)]);
     });
 }

@@ -23,9 +23,8 @@ struct Work(Arc<Mutex<(Option<Waker>, Vec<u8>)>>);
 type Shared = Relay<Work, Log>;
 
 fn relay(all: usize) -> (Shared, Work) {
-    let (relay, work) = (Relay::new(Log(Vec::new(), all)), Work::default());
-    relay.start(|| Work(work.0.clone()));
-    (relay, work)
+    let work = Work::default();
+    (Relay::new(Some(Work(work.0.clone())), Log(Vec::new(), all)), work)
 }
 
 impl Work {
@@ -64,7 +63,8 @@ impl Reader {
     fn poll(&mut self, relay: &Shared) -> Poll<u8> {
         let waker = Waker::from(self.task.clone());
         let (at, cx) = (self.at, &mut Context::from_waker(&waker));
-        let polled = relay.poll(&mut self.place, cx, |log| log.0.get(at).copied(), |work, cx| work.poll(cx));
+        let take = |log: &mut Log| log.0.get(at).copied();
+        let polled = relay.poll(&mut self.place, cx, take, |work, cx| work.poll(cx).map(Yield::Shared));
         self.at += usize::from(polled.is_ready());
         polled
     }

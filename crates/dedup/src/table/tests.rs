@@ -14,9 +14,14 @@ fn terms() -> Terms {
     Terms { ttl: MINUTE, stale: true }
 }
 
+/// A call that is not over as long as nobody says so.
+fn never<T: Send + 'static>() -> impl Future<Output = Result<Recorded<T>, BoxError>> + Send {
+    std::future::pending()
+}
+
 /// Asks, and lands the call if there is none yet.
 fn put(table: &Arc<Table<u64, usize>>, key: u64, size: usize) {
-    if let Found::Leads(flight) = table.find(Identity::new(key)) {
+    if let Found::Leads(flight) = table.find(Identity::new(key), never) {
         table.land(&flight, Ok(Arc::new(size)), size, terms());
     }
 }
@@ -38,7 +43,7 @@ fn as_many_entries_fit_as_there_may_be() {
 #[test]
 fn a_call_that_all_have_left_takes_no_room() {
     let table = table(1, 1);
-    (0..10).for_each(|key| drop(table.find(Identity::new(key))));
+    (0..10).for_each(|key| drop(table.find(Identity::new(key), never)));
     assert!(table.parts.iter().all(|part| lock(&part.busy.0).flights.is_empty()));
 }
 
@@ -60,17 +65,17 @@ fn nothing_is_dropped_under_a_lock() {
         fn drop(&mut self) {
             if let Some(table) = self.0.take() {
                 table.stats();
-                table.leave(
-                    &Flight::new(Home::Holds(Weak::new()), Hashed::new(&table.hasher, 1), None),
-                    false,
-                );
+                let (home, key) = (Home::Holds(Weak::new()), Hashed::new(&table.hasher, 1));
+                table.leave(&Flight::new(home, key, None, Box::pin(never())), false);
             }
         }
     }
 
     let table: Arc<Table<u64, Nosy>> = Arc::new(Table::new(Replay::ttl(MINUTE).max_entries(1)));
     let put = |key| {
-        let Found::Leads(flight) = table.find(Identity::new(key).no_cache()) else { panic!("nobody asks") };
+        let Found::Leads(flight) = table.find(Identity::new(key).no_cache(), never) else {
+            panic!("nobody asks")
+        };
         table.land(&flight, Ok(Arc::new(Nosy(Some(table.clone())))), 1, terms());
     };
     put(1);
@@ -80,7 +85,7 @@ fn nothing_is_dropped_under_a_lock() {
     put(3);
     table.clear();
     put(4);
-    let Found::Leads(flight) = table.find(Identity::new(4).no_cache()) else { panic!("nobody asks") };
+    let Found::Leads(flight) = table.find(Identity::new(4).no_cache(), never) else { panic!("nobody asks") };
     table.leave(&flight, true);
     assert_eq!(table.stats().entries, 0);
 }
@@ -128,7 +133,7 @@ proptest! {
             match op {
                 Op::Ask { key, fingerprint, no_cache } => {
                     let identity = Identity { key, fingerprint: fingerprint.map(|byte| [byte; 32]), no_cache };
-                    let found = table.find(identity);
+                    let found = table.find(identity, never);
                     let conflicts = |known: &(usize, Option<u8>)| known.1 != fingerprint;
                     let (kept, known) = (kept.get(&key), aloft.get(&key));
                     if kept.is_some_and(conflicts) {
@@ -139,7 +144,7 @@ proptest! {
                     } else if known.is_some_and(conflicts) {
                         prop_assert!(matches!(found, Found::Conflict));
                     } else if let Some((n, _)) = known {
-                        let Found::Joined(flight) = found else { panic!("it is aloft") };
+                        let Found::Joined(flight, _) = found else { panic!("it is aloft") };
                         prop_assert!(flights.iter().any(|(m, _, known)| m == n && Arc::ptr_eq(known, &flight)));
                     } else {
                         let Found::Leads(flight) = found else { panic!("it is not known") };
