@@ -4,6 +4,30 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+/// Counts nanoseconds: these are sooner compared than instants, and need half the room.
+#[derive(Debug)]
+pub(crate) struct Clock(Instant);
+
+/// When, by a [`Clock`].
+pub(crate) type Nanos = u64;
+
+impl Clock {
+    pub(crate) fn new() -> Self {
+        Self(Instant::now())
+    }
+
+    #[inline]
+    pub(crate) fn now(&self) -> Nanos {
+        nanos(Instant::now().saturating_duration_since(self.0))
+    }
+}
+
+/// More than 584 years are 584 years.
+#[inline]
+fn nanos(time: Duration) -> Nanos {
+    time.as_secs().saturating_mul(1_000_000_000).saturating_add(time.subsec_nanos().into())
+}
+
 /// How long answers are served though stale, from when they were fresh no more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Windows {
@@ -25,8 +49,9 @@ pub(crate) struct Terms {
 /// An answer's time.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Lifetime {
-    landed: Instant,
-    terms: Terms,
+    landed: Nanos,
+    ttl: Nanos,
+    stale: bool,
 }
 
 /// What an answer is good for.
@@ -41,16 +66,16 @@ pub(crate) enum Freshness {
 }
 
 impl Lifetime {
-    pub(crate) const fn new(landed: Instant, terms: Terms) -> Self {
-        Self { landed, terms }
+    pub(crate) fn new(landed: Nanos, Terms { ttl, stale }: Terms) -> Self {
+        Self { landed, ttl: nanos(ttl), stale }
     }
 
     /// What it is good for, and how old it is.
     #[inline]
-    pub(crate) fn at(self, now: Instant, windows: Windows) -> (Freshness, Age) {
-        let Terms { ttl, stale } = self.terms;
-        let age = Age { since: now.saturating_duration_since(self.landed), ttl };
-        let within = |window: Duration| stale && age.since < ttl.saturating_add(window);
+    pub(crate) fn at(self, now: Nanos, windows: Windows) -> (Freshness, Age) {
+        let Self { landed, ttl, stale } = self;
+        let age = Age { since: now.saturating_sub(landed), ttl };
+        let within = |window| stale && age.since < ttl.saturating_add(nanos(window));
         let freshness = if age.since < ttl {
             Freshness::Fresh
         } else if within(windows.revalidate) {
@@ -64,7 +89,7 @@ impl Lifetime {
     }
 
     /// How old it is, if it may stand in for a new one that failed.
-    pub(crate) fn stands_in(self, now: Instant, windows: Windows) -> Option<Age> {
+    pub(crate) fn stands_in(self, now: Nanos, windows: Windows) -> Option<Age> {
         let (freshness, age) = self.at(now, Windows { revalidate: Duration::ZERO, ..windows });
         (freshness != Freshness::Gone).then_some(age)
     }
@@ -73,21 +98,27 @@ impl Lifetime {
 /// How old an answer is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Age {
-    pub(crate) since: Duration,
-    ttl: Duration,
+    since: Nanos,
+    ttl: Nanos,
 }
 
 impl Age {
+    /// For how long it has been there.
+    #[inline]
+    pub(crate) const fn since(self) -> Duration {
+        Duration::from_nanos(self.since)
+    }
+
     /// How long it stays fresh.
     #[inline]
     pub(crate) const fn fresh_for(self) -> Duration {
-        self.ttl.saturating_sub(self.since)
+        Duration::from_nanos(self.ttl.saturating_sub(self.since))
     }
 
     /// How long it has been stale.
     #[inline]
     pub(crate) const fn stale_for(self) -> Duration {
-        self.since.saturating_sub(self.ttl)
+        Duration::from_nanos(self.since.saturating_sub(self.ttl))
     }
 }
 
@@ -97,25 +128,26 @@ mod tests {
 
     use super::*;
 
-    fn millis() -> impl Strategy<Value = u64> {
-        prop_oneof![0..20_u64, Just(u64::MAX / 2), Just(u64::MAX)]
+    fn time() -> impl Strategy<Value = Nanos> {
+        prop_oneof![0..20_u64, Just(Nanos::MAX / 2), Just(Nanos::MAX)]
     }
 
     proptest! {
         /// Against integers wide enough not to saturate.
         #[test]
         fn each_window_begins_where_the_one_before_ends(
-            ttl in millis(),
-            revalidate in millis(),
-            if_error in millis(),
+            ttl in time(),
+            revalidate in time(),
+            if_error in time(),
             age in 0..60_u64,
             stale in any::<bool>(),
         ) {
-            let [ttl_, revalidate_, if_error_] = [ttl, revalidate, if_error].map(Duration::from_millis);
-            let landed = Instant::now();
-            let windows = Windows { revalidate: revalidate_, if_error: if_error_ };
-            let life = Lifetime::new(landed, Terms { ttl: ttl_, stale });
-            let now = landed + Duration::from_millis(age);
+            let terms = Terms { ttl: Duration::from_nanos(ttl), stale };
+            let windows =
+                Windows { revalidate: Duration::from_nanos(revalidate), if_error: Duration::from_nanos(if_error) };
+            let landed = 7;
+            let life = Lifetime::new(landed, terms);
+            let now = landed + age;
             let [ttl, revalidate, if_error, age] = [ttl, revalidate, if_error, age].map(u128::from);
             let expected = match age {
                 age if age < ttl => Freshness::Fresh,
@@ -127,11 +159,18 @@ mod tests {
             prop_assert_eq!(freshness, expected);
             let until = if stale { ttl + if_error } else { ttl };
             prop_assert_eq!(life.stands_in(now, windows).is_some(), age < until);
-            prop_assert_eq!(old.since.as_millis(), age);
-            prop_assert_eq!(old.fresh_for().as_millis(), ttl.saturating_sub(age));
-            prop_assert_eq!(old.stale_for().as_millis(), age.saturating_sub(ttl));
+            prop_assert_eq!(old.since().as_nanos(), age);
+            prop_assert_eq!(old.fresh_for().as_nanos(), ttl.saturating_sub(age));
+            prop_assert_eq!(old.stale_for().as_nanos(), age.saturating_sub(ttl));
             // A clock that goes back makes nothing older.
-            prop_assert_eq!(life.at(landed - Duration::from_millis(1), windows).1.since, Duration::ZERO);
+            prop_assert_eq!(life.at(landed - 1, windows).1.since(), Duration::ZERO);
         }
+    }
+
+    #[test]
+    fn what_is_longer_than_all_times_is_all_time() {
+        let life = Lifetime::new(0, Terms { ttl: Duration::MAX, stale: true });
+        let windows = Windows { revalidate: Duration::MAX, if_error: Duration::MAX };
+        assert_eq!(life.at(Nanos::MAX - 1, windows).0, Freshness::Fresh);
     }
 }

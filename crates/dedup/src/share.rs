@@ -175,7 +175,7 @@ impl<T> fmt::Debug for Ticket<T> {
     }
 }
 
-/// Where an answer comes from. With feature `http` it is an extension of the response.
+/// Where an answer comes from. With feature `http` it can be an extension of the response: see `Frames::served`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Served {

@@ -15,13 +15,12 @@ use std::{
 };
 
 use bartizan_core::BoxError;
-use tokio::time::Instant;
 
 use crate::{
     Fingerprint, Identity, Replay, Served, Stats,
     flight::{Execution, Flight, Home, Recorded, Value},
     kept::{Asked, Kept, Ledger},
-    lifetime::{Age, Freshness, Lifetime, Terms},
+    lifetime::{Age, Clock, Freshness, Lifetime, Terms},
     sync::{Mutex, lock},
 };
 
@@ -31,6 +30,7 @@ mod tests;
 pub(crate) struct Table<K, T> {
     pub(crate) replay: Replay<T>,
     hasher: RandomState,
+    clock: Clock,
     parts: Box<[Part<K, T>]>,
     bypassed: AtomicU64,
 }
@@ -107,7 +107,8 @@ impl<K: Eq, T> Table<K, T> {
             Part { kept: Kept::new(entries, bytes), busy: Busy(Mutex::new(inside)) }
         };
         let parts = iter::repeat_with(part).take(parts).collect();
-        Self { replay, hasher: RandomState::new(), parts, bypassed: AtomicU64::new(0) }
+        let (hasher, clock, bypassed) = (RandomState::new(), Clock::new(), AtomicU64::new(0));
+        Self { replay, hasher, clock, parts, bypassed }
     }
 }
 
@@ -235,7 +236,7 @@ impl<K: Hash + Eq + Clone, T> Table<K, T> {
 
     pub(crate) fn stats(&self) -> Stats {
         let mut stats = Stats { bypassed: self.bypassed.load(Relaxed), ..Stats::default() };
-        let (now, windows) = (Instant::now(), self.replay.windows);
+        let (now, windows) = (self.clock.now(), self.replay.windows);
         for part in &self.parts {
             let _left;
             let mut inside = lock(&part.busy.0);
@@ -260,7 +261,7 @@ impl<K: Hash + Eq + Clone, T> Table<K, T> {
 impl<K: Eq, T> Table<K, T> {
     /// A stale answer for a call that failed.
     pub(crate) fn stand_in(&self, flight: &Flight<K, T>) -> Option<(Arc<T>, Served)> {
-        let now = Instant::now();
+        let now = self.clock.now();
         let part = self.part(flight.key.hash);
         let _inside = lock(&part.busy.0);
         let stands_in = |entry: &Entry<K, T>| {
@@ -281,7 +282,7 @@ impl<K: Eq, T> Table<K, T> {
         let part = self.part(flight.key.hash);
         let entry = Entry {
             value,
-            life: Lifetime::new(Instant::now(), terms),
+            life: Lifetime::new(self.clock.now(), terms),
             fingerprint: flight.fingerprint.map(Box::new),
             refresh: None,
         };
@@ -329,7 +330,7 @@ enum Seen<T> {
 
 impl<K, T, E> Found<K, T, E> {
     fn hit(value: Value<T>, age: Age) -> Self {
-        Self::Kept(value, Served::Hit { age: age.since, fresh_for: age.fresh_for() })
+        Self::Kept(value, Served::Hit { age: age.since(), fresh_for: age.fresh_for() })
     }
 }
 
@@ -342,7 +343,7 @@ impl<K, T> Table<K, T> {
         (fingerprint, no_cache): (Option<&Fingerprint>, bool),
         asked: &mut Asked<'_>,
     ) -> Seen<T> {
-        let (freshness, age) = entry.life.at(Instant::now(), self.replay.windows);
+        let (freshness, age) = entry.life.at(self.clock.now(), self.replay.windows);
         match (freshness, &entry.value) {
             (Freshness::IfError | Freshness::Gone, _) => Seen::Nothing,
             _ if entry.fingerprint.as_deref() != fingerprint => Seen::Conflict,
@@ -359,7 +360,7 @@ impl<K, T> Table<K, T> {
 }
 
 fn stale(age: Age) -> Served {
-    Served::Stale { age: age.since, stale_for: age.stale_for() }
+    Served::Stale { age: age.since(), stale_for: age.stale_for() }
 }
 
 /// A key that was hashed already.

@@ -111,8 +111,13 @@ fn ok(head: response::Builder) -> response::Builder {
     head.header("content-type", "text/event-stream")
 }
 
+/// Its responses carry [`Served`].
+fn told<K: Eq>(replay: Replay<Recording>) -> Dedup<K, Recording, Frames> {
+    Dedup::sharing(Frames::new().served(), replay)
+}
+
 fn kept() -> Shared {
-    Dedup::http(Replay::ttl(SECOND))
+    told(Replay::ttl(SECOND))
 }
 
 /// The next frame, if it is there.
@@ -135,6 +140,15 @@ fn status(answer: &Answer) -> &str {
 
 fn served(answer: &Answer) -> Served {
     *answer.extensions().get().expect("every answer says where it comes from")
+}
+
+#[test]
+fn extensions_say_where_an_answer_comes_from_where_that_is_wanted() {
+    for (frames, expected) in [(Frames::new(), None), (Frames::new().served(), Some(Served::Miss))] {
+        let answer = Inner::default().ask(&Dedup::sharing(frames, Replay::none()), ok);
+        assert_eq!(answer.extensions().get().copied(), expected);
+        assert_eq!(status(&answer), "bartizan; fwd=miss");
+    }
 }
 
 #[test]
@@ -277,7 +291,7 @@ fn a_body_that_is_shorter_than_its_head_says_is_not_whole() {
 #[test]
 fn a_body_whose_length_is_not_what_its_head_says_is_not_kept() {
     for (length, whole) in [("3", true), ("2", false), ("4", false)] {
-        let dedup = Dedup::http(Replay::ttl(SECOND));
+        let dedup = told(Replay::ttl(SECOND));
         let service = dedup.layer(|_: &()| Some(1)).layer(service_fn(move |()| async move {
             let head = Response::builder().header("content-length", length);
             Ok::<_, Infallible>(head.body(Full::new(Bytes::from_static(b"all"))).unwrap())
@@ -301,7 +315,7 @@ fn the_last_byte_ends_a_body_whose_length_its_head_says() {
     assert_eq!(dedup.stats().entries, 1, "servers ask for no more");
     drop(inner.ask(&dedup, |head| head.header("content-length", "0")));
 
-    let empty = Dedup::http(Replay::ttl(SECOND));
+    let empty = told(Replay::ttl(SECOND));
     assert!(inner.ask(&empty, |head| head.header("content-length", "0")).body().is_end_stream());
     assert_eq!(empty.stats().entries, 1);
 }
@@ -323,7 +337,7 @@ fn trailers_are_shared_too() {
 /// What is dropped gives back all that it weighed: a reader may stay behind by as much at the end as at the beginning.
 #[test]
 fn a_long_body_holds_as_much_at_its_end_as_at_its_beginning() {
-    let dedup = Dedup::sharing(Frames::new().max_body(1_000), Replay::ttl(SECOND));
+    let dedup = Dedup::sharing(Frames::new().served().max_body(1_000), Replay::ttl(SECOND));
     let inner = Inner::default();
     let [mut fast, mut slow] = [0; 2].map(|_| inner.ask(&dedup, ok));
     for n in 0..200 {
@@ -337,7 +351,7 @@ fn a_long_body_holds_as_much_at_its_end_as_at_its_beginning() {
 
 #[test]
 fn a_body_that_is_too_long_goes_on_unshared_and_a_slow_reader_is_told() {
-    let dedup = Dedup::sharing(Frames::new().max_body(1_000), Replay::ttl(SECOND));
+    let dedup = Dedup::sharing(Frames::new().served().max_body(1_000), Replay::ttl(SECOND));
     let inner = Inner::default();
     let [mut fast, mut slow] = [0; 2].map(|_| inner.ask(&dedup, ok));
     let long = "x".repeat(600).leak();
@@ -362,7 +376,7 @@ fn a_body_that_is_too_long_goes_on_unshared_and_a_slow_reader_is_told() {
 
 #[test]
 fn one_that_was_too_long_is_not_kept_when_it_ends() {
-    let dedup = Dedup::sharing(Frames::new().max_body(100), Replay::ttl(SECOND));
+    let dedup = Dedup::sharing(Frames::new().served().max_body(100), Replay::ttl(SECOND));
     let inner = Inner::default();
     let mut answer = inner.ask(&dedup, ok);
     inner.send(0, [Part::Data("x".repeat(200).leak())]);
@@ -443,7 +457,7 @@ async fn what_may_be_kept_is_for_the_upstream_to_say() {
         assert_eq!(dedup.stats().entries as u64, kept_for.unwrap_or(0));
         assert_eq!(dedup.stats().in_flight, 0);
     }
-    let dedup = Dedup::http(Replay::ttl(60 * SECOND));
+    let dedup = told(Replay::ttl(60 * SECOND));
     let inner = Inner::default();
     let mut answer = inner.ask(&dedup, |head| head.header("cache-control", "max-age=5").header("age", "3"));
     inner.end();
@@ -465,7 +479,7 @@ async fn what_must_be_revalidated_is_not_served_stale() {
         (|head| head.header("cache-control", "s-maxage=60"), false),
     ];
     for (head, may_be_stale) in heads {
-        let (dedup, inner) = (Dedup::http(replay().refresh_by_callers()), Inner::default());
+        let (dedup, inner) = (told(replay().refresh_by_callers()), Inner::default());
         let mut answer = inner.ask(&dedup, head);
         inner.send(0, [Part::Data("a")]);
         inner.end();
@@ -518,7 +532,7 @@ async fn no_judgement_keeps_what_the_upstream_forbids() {
         (|head| head.header("cache-control", "max-age=60").header("age", "60"), [0, 0]),
     ];
     for (head, kept) in heads {
-        let dedup = Dedup::http(Replay::ttl(60 * SECOND).cache_when(|_| true));
+        let dedup = told(Replay::ttl(60 * SECOND).cache_when(|_| true));
         let inner = Inner::default();
         let mut answer = inner.ask(&dedup, head);
         inner.end();
@@ -531,7 +545,7 @@ async fn no_judgement_keeps_what_the_upstream_forbids() {
 
 #[tokio::test(start_paused = true)]
 async fn a_failure_of_the_upstream_is_answered_with_what_was_kept() {
-    let dedup = Dedup::http(Replay::ttl(SECOND).stale_if_error(SECOND));
+    let dedup = told(Replay::ttl(SECOND).stale_if_error(SECOND));
     let inner = Inner::default();
     let mut answer = inner.ask(&dedup, ok);
     inner.send(0, [Part::Data("a")]);
@@ -551,7 +565,7 @@ async fn a_failure_of_the_upstream_is_answered_with_what_was_kept() {
 /// The task that fetches a new answer reads its body too, since nobody else does.
 #[tokio::test(start_paused = true)]
 async fn a_stream_is_revalidated_to_its_end() {
-    let dedup = Dedup::http(Replay::ttl(SECOND).stale_while_revalidate(SECOND));
+    let dedup = told(Replay::ttl(SECOND).stale_while_revalidate(SECOND));
     let inner = Inner::default();
     let mut answer = inner.ask(&dedup, ok);
     inner.send(0, [Part::Data("old")]);
@@ -576,7 +590,7 @@ async fn a_revalidation_that_fails_leaves_what_is_kept() {
     let heads: [Head; 2] =
         [|head| head.status(503), |head| head.status(503).header("set-cookie", "session=1")];
     for head in heads {
-        let dedup = Dedup::http(Replay::ttl(SECOND).stale_while_revalidate(SECOND));
+        let dedup = told(Replay::ttl(SECOND).stale_while_revalidate(SECOND));
         let inner = Inner::default();
         let mut answer = inner.ask(&dedup, ok);
         inner.end();
@@ -594,7 +608,7 @@ async fn a_revalidation_that_fails_leaves_what_is_kept() {
 #[tokio::test(start_paused = true)]
 async fn a_revalidation_that_gets_too_long_ends() {
     let replay = Replay::ttl(SECOND).stale_while_revalidate(SECOND);
-    let dedup = Dedup::sharing(Frames::new().max_body(1_000), replay);
+    let dedup = Dedup::sharing(Frames::new().served().max_body(1_000), replay);
     let inner = Inner::default();
     let mut answer = inner.ask(&dedup, ok);
     inner.send(0, [Part::Data("old")]);
@@ -615,7 +629,7 @@ async fn a_revalidation_that_gets_too_long_ends() {
 fn a_judge_who_panics_leaves_the_key_free() {
     let judged = Arc::new(AtomicUsize::new(0));
     let judge = judged.clone();
-    let dedup = Dedup::http(Replay::ttl(SECOND).cache_when(move |_| {
+    let dedup = told(Replay::ttl(SECOND).cache_when(move |_| {
         assert!(judge.fetch_add(1, SeqCst) > 0, "the judge panics");
         true
     }));
@@ -636,7 +650,7 @@ fn a_judge_who_panics_leaves_the_key_free() {
 #[test]
 fn an_answer_is_kept_only_if_what_it_says_may_be() {
     let whole = |recording: &Recording| recording.data().concat().ends_with(b"[DONE]");
-    let dedup = Dedup::http(Replay::ttl(SECOND).cache_when(whole));
+    let dedup = told(Replay::ttl(SECOND).cache_when(whole));
     let inner = Inner::default();
     for (n, (last, kept)) in [("length", 0), ("[DONE]", 1)].into_iter().enumerate() {
         let mut answer = inner.ask(&dedup, ok);
@@ -650,7 +664,7 @@ fn an_answer_is_kept_only_if_what_it_says_may_be() {
 
 #[test]
 fn a_body_that_is_there_at_once_keeps_its_length() {
-    let dedup = Dedup::http(Replay::ttl(SECOND));
+    let dedup = told(Replay::ttl(SECOND));
     let service = dedup.layer(|_: &()| Some(1)).layer(service_fn(async |()| {
         Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"all"))))
     }));
@@ -689,7 +703,7 @@ impl Body for Counted {
 /// What is to come, as the body knew it when its last frame came, and what is there already.
 #[test]
 fn each_reader_knows_how_much_is_left_for_him() {
-    let dedup = Dedup::http(Replay::ttl(SECOND));
+    let dedup = told(Replay::ttl(SECOND));
     let service = dedup.layer(|_: &()| Some(1)).layer(service_fn(async |()| {
         let body = Bytes::from_static(b"ab").chain(Bytes::from_static(b"cde"));
         Ok::<_, Infallible>(Response::new(Counted(body)))

@@ -63,7 +63,7 @@ impl Dedup {
         };
         (!models.is_empty()).then(|| {
             // Event streams say `no-cache` by custom.
-            let frames = Frames::new().max_body(MAX_ANSWER).keep_no_cache();
+            let frames = Frames::new().max_body(MAX_ANSWER).keep_no_cache().served();
             let handle = bartizan_dedup::Dedup::sharing(frames, replay);
             Arc::new(Self { handle, models: Arc::new(models), saved_tokens: Arc::default() })
         })

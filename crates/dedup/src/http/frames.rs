@@ -42,12 +42,13 @@ pub struct Frames {
     max_body: usize,
     keeps_no_cache: bool,
     keyed_by: &'static [&'static str],
+    marks: bool,
 }
 
 impl Frames {
     /// Bodies of at most 1 MiB.
     pub const fn new() -> Self {
-        Self { max_body: 1 << 20, keeps_no_cache: false, keyed_by: &[] }
+        Self { max_body: 1 << 20, keeps_no_cache: false, keyed_by: &[], marks: false }
     }
 
     /// How many bytes of a body are held at most; a frame counts for at most 64 bytes beside its data. 1 MiB by default.
@@ -77,6 +78,14 @@ impl Frames {
     #[must_use]
     pub const fn keyed_by(mut self, names: &'static [&'static str]) -> Self {
         self.keyed_by = names;
+        self
+    }
+
+    /// Says in each response's extensions, too, where it comes from: [`Served`]. By default `Cache-Status` alone says it,
+    /// which for most hits allocates nothing.
+    #[must_use]
+    pub const fn served(mut self) -> Self {
+        self.marks = true;
         self
     }
 
@@ -143,7 +152,7 @@ impl Recording {
         self.reel.data()
     }
 
-    fn play<B>(&self, ticket: Ticket<Self>) -> Response<Playback<B>> {
+    fn play<B>(&self, ticket: Ticket<Self>, marks: bool) -> Response<Playback<B>> {
         let served = ticket.served();
         let mut response = Response::new(Playback::shared(Reader::new(self.reel.clone(), ticket)));
         let Parts { status, version, headers, extensions, .. } = &self.head;
@@ -154,12 +163,12 @@ impl Recording {
             Served::Hit { age, .. } | Served::Stale { age, .. } => {
                 let mut kept = self.kept.get_or_init(|| with_places(headers)).clone();
                 let age = age.saturating_add(cache_control::age(headers));
-                kept.insert(AGE, seconds(age.as_secs()));
+                kept.insert(AGE, number(age.as_secs()));
                 kept
             }
             _ => headers.clone(),
         };
-        tell(&mut response, served, headers.contains_key(CACHE_STATUS));
+        tell(&mut response, served, headers.contains_key(CACHE_STATUS), marks);
         response
     }
 }
@@ -172,33 +181,6 @@ fn with_places(headers: &HeaderMap) -> HeaderMap {
     }
     headers
 }
-
-/// Short times need no allocation.
-fn seconds(seconds: u64) -> HeaderValue {
-    let Some(digits) = usize::try_from(seconds).ok().and_then(|seconds| NUMBERS.get(seconds)) else {
-        return seconds.into();
-    };
-    let [_, tens @ ..] = digits;
-    let [_, ones @ ..] = tens;
-    let digits: &[u8] = match seconds {
-        0..10 => ones,
-        10..100 => tens,
-        _ => digits,
-    };
-    HeaderValue::from_static(str::from_utf8(digits).expect("digits"))
-}
-
-/// All numbers of three digits, from `000` on.
-static NUMBERS: [[u8; 3]; 1_000] = {
-    let mut numbers = [[0; 3]; 1_000];
-    let mut number = 0;
-    while number < 1_000 {
-        numbers[number] =
-            [b'0' + (number / 100) as u8, b'0' + (number / 10 % 10) as u8, b'0' + (number % 10) as u8];
-        number += 1;
-    }
-    numbers
-};
 
 impl fmt::Debug for Recording {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -253,13 +235,13 @@ where
     }
 
     fn play(&self, recording: &Recording, ticket: Ticket<Recording>) -> Self::Response {
-        recording.play(ticket)
+        recording.play(ticket, self.marks)
     }
 
     fn pass(&self, response: Response<B>) -> Self::Response {
         let mut response = response.map(Playback::own);
         let others = response.headers().contains_key(CACHE_STATUS);
-        tell(&mut response, Served::Bypassed, others);
+        tell(&mut response, Served::Bypassed, others, self.marks);
         response
     }
 
@@ -270,13 +252,14 @@ where
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
-/// Tells where a response comes from, in an extension and in `Cache-Status` (RFC 9211), behind what `others` told there.
-fn tell<B>(response: &mut Response<B>, served: Served, others: bool) {
+/// Tells where a response comes from, in `Cache-Status` (RFC 9211) behind what `others` told there, and in an extension where
+/// those are wanted.
+fn tell<B>(response: &mut Response<B>, served: Served, others: bool, marks: bool) {
     let status = match served {
         Served::Miss => HeaderValue::from_static("bartizan; fwd=miss"),
         Served::Collapsed => HeaderValue::from_static("bartizan; fwd=miss; collapsed"),
         Served::Bypassed => HeaderValue::from_static("bartizan; fwd=bypass"),
-        Served::Hit { fresh_for, .. } => hit(format_args!("{}", fresh_for.as_secs())),
+        Served::Hit { fresh_for, .. } => fresh_hit(fresh_for.as_secs()),
         Served::Stale { stale_for, .. } => hit(format_args!("-{}", stale_for.as_secs())),
     };
     if others {
@@ -284,17 +267,56 @@ fn tell<B>(response: &mut Response<B>, served: Served, others: bool) {
     } else {
         response.headers_mut().insert(CACHE_STATUS, status);
     }
-    response.extensions_mut().insert(served);
+    if marks {
+        response.extensions_mut().insert(served);
+    }
+}
+
+/// A number by itself.
+fn number(number: u64) -> HeaderValue {
+    ready_made(number, HIT.len()).unwrap_or_else(|| number.into())
+}
+
+fn fresh_hit(ttl: u64) -> HeaderValue {
+    ready_made(ttl, 0).unwrap_or_else(|| hit(format_args!("{ttl}")))
 }
 
 fn hit(ttl: fmt::Arguments<'_>) -> HeaderValue {
     // Whole text in one piece: what has room left is moved once more.
     let mut text = [0; 64];
     let mut rest = &mut text[..];
-    write!(rest, "bartizan; hit; ttl={ttl}").expect("there is room for the longest number");
+    write!(rest, "{HIT}{ttl}").expect("there is room for the longest number");
     let left = rest.len();
     HeaderValue::from_bytes(&text[..64 - left]).expect("a word, a name and a number")
 }
+
+const HIT: &str = "bartizan; hit; ttl=";
+
+/// A text from [`HITS`], or the end of it.
+fn ready_made(ttl: u64, from: usize) -> Option<HeaderValue> {
+    let text = HITS.get(usize::try_from(ttl).ok()?)?;
+    let digits = ttl.checked_ilog10().unwrap_or(0) as usize + 1;
+    let text = str::from_utf8(&text[from..HIT.len() + digits]).expect("ASCII");
+    Some(HeaderValue::from_static(text))
+}
+
+/// [`HIT`] with each number of seconds up to an hour, so that for those nothing is allocated.
+static HITS: [[u8; HIT.len() + 4]; 3_601] = {
+    let mut texts = [[0; HIT.len() + 4]; 3_601];
+    let mut ttl = 0;
+    while ttl < texts.len() {
+        let (text, digits) = texts[ttl].split_at_mut(HIT.len());
+        text.copy_from_slice(HIT.as_bytes());
+        let (mut left, mut at) = (ttl, if ttl == 0 { 1 } else { ttl.ilog10() as usize + 1 });
+        while at > 0 {
+            at -= 1;
+            digits[at] = b'0' + (left % 10) as u8;
+            left /= 10;
+        }
+        ttl += 1;
+    }
+    texts
+};
 
 #[cfg(all(test, not(loom)))]
 mod tests {
@@ -302,8 +324,9 @@ mod tests {
 
     #[test]
     fn times_are_written_as_numbers_are() {
-        for time in (0..1_100).chain([u64::MAX]) {
-            assert_eq!(seconds(time), time.to_string());
+        for time in (0..4_000).chain([u64::MAX]) {
+            assert_eq!(number(time), time.to_string());
+            assert_eq!(fresh_hit(time), format!("bartizan; hit; ttl={time}"));
         }
         assert_eq!(hit(format_args!("-{}", u64::MAX)), format!("bartizan; hit; ttl=-{}", u64::MAX));
     }

@@ -125,3 +125,31 @@ fn nobody_is_woken_for_what_he_has_fetched_himself() {
         assert_eq!([0, 1].map(|n| readers[n].wakes()), [item; 2].map(usize::from));
     }
 }
+
+/// He has the work, and another one comes and goes: the work has the bell then, and the bell his waker.
+#[test]
+fn whoever_ends_alone_what_he_had_company_with_leaves_no_waker_behind() {
+    let (relay, work) = relay(1);
+    let mut reader = Reader::default();
+    assert!(reader.poll(&relay).is_pending());
+    let waker = Waker::from(reader.task.clone());
+    let mut polls = 0;
+    let step = |inside: &mut Work, cx: &mut Context<'_>| {
+        polls += 1;
+        if polls == 1 {
+            let mut other = Reader::default();
+            assert!(other.poll(&relay).is_pending());
+            relay.leave(&mut other.place);
+            work.give(1);
+            return Poll::Pending;
+        }
+        inside.poll(cx).map(Yield::Own)
+    };
+    let polled = relay.poll(&mut reader.place, &mut Context::from_waker(&waker), |_| None, step);
+    assert_eq!((polled, polls), (Poll::Ready(1), 2));
+    let task = Arc::downgrade(&reader.task);
+    relay.leave(&mut reader.place);
+    drop((reader, waker, relay));
+    assert!(lock(&work.0).0.is_some(), "somebody has the bell still");
+    assert_eq!(task.strong_count(), 0);
+}
