@@ -7,7 +7,7 @@ const BUDGET: [(&str, usize); 9] = [
     ("bartizan-core", 4),
     ("bartizan-batch", 6),
     ("bartizan-circuit-breaker", 6),
-    ("bartizan-dedup", 6),
+    ("bartizan-dedup", 7),
     ("bartizan-fallback", 6),
     ("bartizan-health", 6),
     ("bartizan-rate-limit", 6),

@@ -23,10 +23,11 @@ mod models;
 
 /// One call for many. It ends with the last of its seats and tickets.
 pub(crate) struct Flight<K, T> {
-    relay: Relay<Execution<T>, Option<Flown<T>>>,
+    relay: Relay<Execution<T>, Option<Box<Flown<T>>>>,
     home: Home<K, T>,
     pub(crate) key: Hashed<K>,
-    pub(crate) fingerprint: Option<Fingerprint>,
+    /// Most have none.
+    pub(crate) fingerprint: Option<Box<Fingerprint>>,
     /// Whether it is to be looked for in the table still. The table says so, under its lock.
     pub(crate) aloft: AtomicBool,
     /// [`Table::leave`], for where nothing is known of keys.
@@ -101,17 +102,17 @@ struct Flown<T> {
     verdict: Verdict,
 }
 
-impl<T> Results for Option<Flown<T>> {
-    type Item = Flown<T>;
+impl<T> Results for Option<Box<Flown<T>>> {
+    type Item = Box<Flown<T>>;
 
-    fn add(&mut self, flown: Flown<T>) -> bool {
+    fn add(&mut self, flown: Box<Flown<T>>) -> bool {
         *self = Some(flown);
         false
     }
 
     fn panicked(&mut self) {
         let (outcome, verdict) = (Outcome::Panicked, Verdict::Failure);
-        *self = Some(Flown { outcome, stand_in: None, verdict });
+        *self = Some(Box::new(Flown { outcome, stand_in: None, verdict }));
     }
 }
 
@@ -148,11 +149,11 @@ impl<T> Landed<T> {
     }
 }
 
-impl<K: Eq, T> Flight<K, T> {
+impl<K: Eq + Clone, T> Flight<K, T> {
     pub(crate) fn new(
         home: Home<K, T>,
         key: Hashed<K>,
-        fingerprint: Option<Fingerprint>,
+        fingerprint: Option<Box<Fingerprint>>,
         execution: Execution<T>,
     ) -> Self {
         let (relay, aloft) = (Relay::new(Some(execution), None), AtomicBool::new(true));
@@ -173,7 +174,7 @@ impl<K: Eq, T> Flight<K, T> {
                 leaves.not();
                 landed.map(|landed| match is_alone() {
                     true => Yield::Own(landed.own(no_cache)),
-                    false => Yield::Shared(landed.shared()),
+                    false => Yield::Shared(Box::new(landed.shared())),
                 })
             },
         )
@@ -235,13 +236,13 @@ impl<K: Eq, T> Flight<K, T> {
     }
 }
 
-impl<K: Eq + Send + Sync, T: Send + Sync> Landing<T> for Flight<K, T> {
+impl<K: Eq + Clone + Send + Sync, T: Send + Sync> Landing<T> for Flight<K, T> {
     fn complete(&self, size: usize) {
         // One reader after the other comes to the end.
         if !self.aloft.load(Relaxed) {
             return;
         }
-        let flown = self.relay.look(|flown| match flown {
+        let flown = self.relay.look(|flown| match flown.as_deref() {
             Some(Flown { outcome: Outcome::Done(Ok(tape)), verdict, .. }) => Some((tape.clone(), *verdict)),
             _ => None,
         });
@@ -268,15 +269,15 @@ impl<K, T> Drop for Flight<K, T> {
 }
 
 /// The call leaves the table, unless it is told not to.
-struct Leaves<'a, K: Eq, T>(&'a Flight<K, T>);
+struct Leaves<'a, K: Eq + Clone, T>(&'a Flight<K, T>);
 
-impl<K: Eq, T> Leaves<'_, K, T> {
+impl<K: Eq + Clone, T> Leaves<'_, K, T> {
     fn not(self) {
         std::mem::forget(self);
     }
 }
 
-impl<K: Eq, T> Drop for Leaves<'_, K, T> {
+impl<K: Eq + Clone, T> Drop for Leaves<'_, K, T> {
     fn drop(&mut self) {
         self.0.leave(false);
     }
@@ -291,7 +292,7 @@ pub(crate) struct Seat<K, T> {
     no_cache: bool,
 }
 
-impl<K: Eq, T> Seat<K, T> {
+impl<K: Eq + Clone, T> Seat<K, T> {
     pub(crate) fn new(flight: Arc<Flight<K, T>>, leads: bool) -> Self {
         Self { flight, place: Place::default(), leads, no_cache: false }
     }
@@ -316,7 +317,7 @@ impl<K: Eq, T> Seat<K, T> {
     }
 }
 
-impl<K: Eq + Send + Sync + 'static, T: Send + Sync + 'static> Seat<K, T> {
+impl<K: Eq + Clone + Send + Sync + 'static, T: Send + Sync + 'static> Seat<K, T> {
     /// The caller's part in what of the response is still to come.
     pub(crate) fn ticket(&self) -> Ticket<T> {
         let served = if self.leads { Served::Miss } else { Served::Collapsed };

@@ -69,7 +69,7 @@ impl<S, Req, K, T, X> Future for ResponseFuture<S, Req, K, T, X>
 where
     S: Service<Req>,
     S::Error: Into<BoxError>,
-    K: Eq + Send + Sync + 'static,
+    K: Eq + Clone + Send + Sync + 'static,
     T: Send + Sync + 'static,
     X: Share<S::Response, Tape = T>,
 {
@@ -127,7 +127,7 @@ where
 
 fn arrived<Res, K, T, X>(outcome: Outcome<T>, seat: Seat<K, T>, share: &X) -> Result<X::Response, BoxError>
 where
-    K: Eq + Send + Sync + 'static,
+    K: Eq + Clone + Send + Sync + 'static,
     T: Send + Sync + 'static,
     X: Share<Res, Tape = T>,
 {

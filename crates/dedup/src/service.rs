@@ -99,7 +99,7 @@ where
     }
 }
 
-impl<S, K: Eq, T, X: Clone, F> Deduplicate<S, K, T, X, F> {
+impl<S, K: Eq + Clone, T, X: Clone, F> Deduplicate<S, K, T, X, F> {
     /// Has a task drive a call that nobody waits for. Gives the seat back if callers are to do it.
     fn refresh<Res>(&self, mut seat: Seat<K, T>) -> Option<Seat<K, T>>
     where

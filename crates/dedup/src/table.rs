@@ -5,11 +5,10 @@
 //! code, or takes the lock: a variable that is declared before the lock is dropped after it.
 
 use std::{
-    collections::HashMap,
-    hash::{BuildHasher, BuildHasherDefault, Hash, Hasher, RandomState},
-    iter, ptr,
+    hash::{BuildHasher, Hash, RandomState},
+    iter,
     sync::{
-        Arc, Weak,
+        Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
@@ -18,6 +17,7 @@ use bartizan_core::BoxError;
 
 use crate::{
     Fingerprint, Identity, Replay, Served, Stats,
+    aloft::{Aloft, Passed},
     flight::{Execution, Flight, Home, Recorded, Value},
     kept::{Asked, Kept, Ledger},
     lifetime::{Age, Clock, Freshness, Lifetime, Terms},
@@ -45,7 +45,7 @@ struct Part<K, T> {
 struct Busy<K, T>(Mutex<Inside<K, T>>);
 
 struct Inside<K, T> {
-    flights: HashMap<Hashed<K>, Weak<Flight<K, T>>, BuildHasherDefault<Known>>,
+    aloft: Aloft<K, T>,
     ledger: Ledger,
     counts: Counts,
 }
@@ -102,8 +102,7 @@ impl<K: Eq, T> Table<K, T> {
         let entries = if replay.keeps() { replay.max_entries / parts } else { 0 };
         let bytes = replay.max_bytes / parts as u64;
         let part = || {
-            let inside =
-                Inside { flights: HashMap::default(), ledger: Ledger::new(), counts: Counts::default() };
+            let inside = Inside { aloft: Aloft::new(), ledger: Ledger::new(), counts: Counts::default() };
             Part { kept: Kept::new(entries, bytes), busy: Busy(Mutex::new(inside)) }
         };
         let parts = iter::repeat_with(part).take(parts).collect();
@@ -141,12 +140,13 @@ impl<K: Hash + Eq + Clone, T> Table<K, T> {
         }
 
         let execution = Box::new(make());
-        let (_displaced, aloft);
+        let (_displaced, aloft, mut passed);
+        passed = Passed::new();
         let mut inside = lock(&part.busy.0);
         let inside = &mut *inside;
         // It may have landed since.
         let seen = sight().unwrap_or(Seen::Nothing);
-        aloft = inside.flights.get(&key).and_then(Weak::upgrade);
+        aloft = inside.aloft.get(&key, &mut passed);
         match seen {
             Seen::Fresh(value, age) => return Found::hit(value, age),
             Seen::Conflict => {
@@ -178,7 +178,7 @@ impl<K: Hash + Eq + Clone, T> Table<K, T> {
                     && !self.replay.spawns
                 {
                     let replace = |entry: &mut Entry<K, T>| entry.refresh.replace(flight.clone());
-                    _displaced = part.kept.change(&key, replace);
+                    _displaced = part.kept.change(&flight.key, replace);
                 }
                 return Found::Stale(tape, served, refresh);
             }
@@ -186,7 +186,7 @@ impl<K: Hash + Eq + Clone, T> Table<K, T> {
         }
 
         match &aloft {
-            Some(flight) if flight.fingerprint != fingerprint => {
+            Some(flight) if flight.fingerprint.as_deref() != fingerprint.as_ref() => {
                 inside.counts.conflicts += 1;
                 Found::Conflict
             }
@@ -209,8 +209,8 @@ impl<K: Hash + Eq + Clone, T> Table<K, T> {
         fingerprint: Option<Fingerprint>,
         execution: Execution<T>,
     ) -> Arc<Flight<K, T>> {
-        let flight = Arc::new(Flight::new(home, key.clone(), fingerprint, execution));
-        inside.flights.insert(key, Arc::downgrade(&flight));
+        let flight = Arc::new(Flight::new(home, key, fingerprint.map(Box::new), execution));
+        inside.aloft.insert(&flight);
         flight
     }
 
@@ -218,9 +218,14 @@ impl<K: Hash + Eq + Clone, T> Table<K, T> {
     pub(crate) fn invalidate(&self, key: &K) {
         let key = Hashed::new(&self.hasher, key.clone());
         let part = self.part(key.hash);
-        let _left;
+        let (_left, aloft, mut passed);
+        passed = Passed::new();
         let mut inside = lock(&part.busy.0);
-        inside.flights.remove(&key);
+        let inside = &mut *inside;
+        aloft = inside.aloft.get(&key, &mut passed);
+        if let Some(flight) = &aloft {
+            inside.aloft.remove(flight);
+        }
         _left = part.kept.remove(&mut inside.ledger, &key);
     }
 
@@ -229,7 +234,7 @@ impl<K: Hash + Eq + Clone, T> Table<K, T> {
         for part in &self.parts {
             let _left;
             let mut inside = lock(&part.busy.0);
-            inside.flights.clear();
+            inside.aloft.clear();
             _left = part.kept.retain(&mut inside.ledger, |_| false);
         }
     }
@@ -250,7 +255,7 @@ impl<K: Hash + Eq + Clone, T> Table<K, T> {
             stats.misses += misses;
             stats.collapsed += collapsed;
             stats.conflicts += conflicts;
-            stats.in_flight += inside.flights.values().filter(|aloft| aloft.strong_count() > 0).count();
+            stats.in_flight += inside.aloft.len();
             stats.entries += inside.ledger.entries();
             stats.bytes += inside.ledger.bytes();
         }
@@ -265,7 +270,7 @@ impl<K: Eq, T> Table<K, T> {
         let part = self.part(flight.key.hash);
         let _inside = lock(&part.busy.0);
         let stands_in = |entry: &Entry<K, T>| {
-            let is_same = entry.fingerprint.as_deref() == flight.fingerprint.as_ref();
+            let is_same = entry.fingerprint == flight.fingerprint;
             let tape = entry.value.as_ref().ok().filter(|_| is_same)?;
             Some((tape.clone(), stale(entry.life.stands_in(now, self.replay.windows)?)))
         };
@@ -277,45 +282,43 @@ impl<K: Eq, T> Table<K, T> {
         lock(&self.part(flight.key.hash).busy.0).counts.stood_in += 1;
     }
 
+    /// Nobody joins the call any more and it is not kept. `supersedes`: nor is what was kept before.
+    pub(crate) fn leave(&self, flight: &Flight<K, T>, supersedes: bool) {
+        let part = self.part(flight.key.hash);
+        let _left;
+        let mut inside = lock(&part.busy.0);
+        if inside.take(flight) && supersedes {
+            _left = part.kept.remove(&mut inside.ledger, &flight.key);
+        }
+    }
+}
+
+impl<K: Eq + Clone, T> Table<K, T> {
     /// The call is over and its answer is kept, unless it was invalidated.
     pub(crate) fn land(&self, flight: &Flight<K, T>, value: Value<T>, size: usize, terms: Terms) {
         let part = self.part(flight.key.hash);
         let entry = Entry {
             value,
             life: Lifetime::new(self.clock.now(), terms),
-            fingerprint: flight.fingerprint.map(Box::new),
+            fingerprint: flight.fingerprint.clone(),
             refresh: None,
         };
         let _left;
         let mut inside = lock(&part.busy.0);
-        if let Some(key) = inside.take(flight) {
-            _left = part.kept.insert(&mut inside.ledger, key, entry, size as u64);
-        }
-    }
-
-    /// Nobody joins the call any more and it is not kept. `supersedes`: nor is what was kept before.
-    pub(crate) fn leave(&self, flight: &Flight<K, T>, supersedes: bool) {
-        let part = self.part(flight.key.hash);
-        let _left;
-        let mut inside = lock(&part.busy.0);
-        if let Some(key) = inside.take(flight)
-            && supersedes
-        {
-            _left = part.kept.remove(&mut inside.ledger, &key);
+        if inside.take(flight) {
+            _left = part.kept.insert(&mut inside.ledger, flight.key.clone(), entry, size as u64);
         }
     }
 }
 
-impl<K: Eq, T> Inside<K, T> {
-    /// The flight's place, if it still has it.
-    fn take(&mut self, flight: &Flight<K, T>) -> Option<Hashed<K>> {
-        let (key, aloft) = self.flights.remove_entry(&flight.key)?;
-        if !ptr::eq(aloft.as_ptr(), flight) {
-            self.flights.insert(key, aloft);
-            return None;
+impl<K, T> Inside<K, T> {
+    /// Nobody finds the flight any more; whether somebody could until now.
+    fn take(&mut self, flight: &Flight<K, T>) -> bool {
+        let was_there = self.aloft.remove(flight);
+        if was_there {
+            flight.aloft.store(false, Relaxed);
         }
-        flight.aloft.store(false, Relaxed);
-        Some(key)
+        was_there
     }
 }
 
@@ -373,29 +376,5 @@ pub(crate) struct Hashed<K> {
 impl<K: Hash> Hashed<K> {
     fn new(hasher: &RandomState, key: K) -> Self {
         Self { hash: hasher.hash_one(&key), key }
-    }
-}
-
-impl<K> Hash for Hashed<K> {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(self.hash);
-    }
-}
-
-/// Hashes what was hashed already.
-#[derive(Default)]
-struct Known(u64);
-
-impl Hasher for Known {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, _: &[u8]) {
-        unreachable!("hashed keys write their hash");
-    }
-
-    fn write_u64(&mut self, hash: u64) {
-        self.0 = hash;
     }
 }

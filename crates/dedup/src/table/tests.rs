@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::{collections::HashMap, sync::Weak, time::Duration};
 
 use proptest::prelude::*;
 
@@ -6,7 +6,7 @@ use super::*;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-fn table(entries: usize, bytes: u64) -> Arc<Table<u64, usize>> {
+fn table<K: Eq>(entries: usize, bytes: u64) -> Arc<Table<K, usize>> {
     Arc::new(Table::new(Replay::ttl(MINUTE).max_entries(entries).max_bytes(bytes)))
 }
 
@@ -44,7 +44,7 @@ fn as_many_entries_fit_as_there_may_be() {
 fn a_call_that_all_have_left_takes_no_room() {
     let table = table(1, 1);
     (0..10).for_each(|key| drop(table.find(Identity::new(key), never)));
-    assert!(table.parts.iter().all(|part| lock(&part.busy.0).flights.is_empty()));
+    assert!(table.parts.iter().all(|part| lock(&part.busy.0).aloft.is_empty()));
 }
 
 #[test]
@@ -90,6 +90,52 @@ fn nothing_is_dropped_under_a_lock() {
     assert_eq!(table.stats().entries, 0);
 }
 
+/// Keys whose hashes may be the same.
+#[derive(Clone, Debug)]
+struct Word {
+    key: u64,
+    hash: u64,
+}
+
+impl PartialEq for Word {
+    fn eq(&self, other: &Self) -> bool {
+        COMPARED.take();
+        self.key == other.key
+    }
+}
+
+impl Eq for Word {}
+
+impl Hash for Word {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
+}
+
+thread_local! {
+    /// Whoever is here goes when the next keys are compared.
+    static COMPARED: std::cell::Cell<Option<Arc<Flight<Word, usize>>>> = const { std::cell::Cell::new(None) };
+}
+
+#[test]
+fn a_call_that_is_left_while_it_is_looked_at_ends_outside_of_the_lock() {
+    let table = table::<Word>(1, 1);
+    let word = |key| Word { key, hash: 0 };
+    let Found::Leads(other) = table.find(Identity::new(word(1)), never) else { panic!("nobody asks") };
+    let (done, is_done) = std::sync::mpsc::channel();
+    let looks = {
+        let table = table.clone();
+        move || {
+            COMPARED.set(Some(other));
+            assert!(matches!(table.find(Identity::new(word(2)), never), Found::Leads(_)));
+            done.send(()).expect("somebody waits");
+        }
+    };
+    std::thread::spawn(looks);
+    is_done.recv_timeout(Duration::from_secs(10)).expect("it waits for itself");
+    assert!(table.parts.iter().all(|part| lock(&part.busy.0).aloft.is_empty()));
+}
+
 #[derive(Clone, Debug)]
 enum Op {
     Ask { key: u64, fingerprint: Option<u8>, no_cache: bool },
@@ -118,13 +164,14 @@ fn op() -> impl Strategy<Value = Op> {
 type Known = (u64, Option<u8>);
 
 /// Which one it was.
-type Begun = (usize, Known, Arc<Flight<u64, usize>>);
+type Begun = (usize, Known, Arc<Flight<Word, usize>>);
 
 proptest! {
     /// Against two maps that say it as it is meant: what is aloft under a key, and what is kept.
     #[test]
-    fn it_does_what_two_maps_do(ops in prop::collection::vec(op(), 0..60)) {
+    fn it_does_what_two_maps_do(hashes in 1..4_u64, ops in prop::collection::vec(op(), 0..60)) {
         let table = table(100, 1 << 20);
+        let word = |key| Word { key, hash: key % hashes };
         let mut aloft: HashMap<u64, (usize, Option<u8>)> = HashMap::new();
         let mut kept: HashMap<u64, (usize, Option<u8>)> = HashMap::new();
         let mut flights: Vec<Begun> = Vec::new();
@@ -132,7 +179,7 @@ proptest! {
         for op in ops {
             match op {
                 Op::Ask { key, fingerprint, no_cache } => {
-                    let identity = Identity { key, fingerprint: fingerprint.map(|byte| [byte; 32]), no_cache };
+                    let identity = Identity { key: word(key), fingerprint: fingerprint.map(|byte| [byte; 32]), no_cache };
                     let found = table.find(identity, never);
                     let conflicts = |known: &(usize, Option<u8>)| known.1 != fingerprint;
                     let (kept, known) = (kept.get(&key), aloft.get(&key));
@@ -180,7 +227,7 @@ proptest! {
                     }
                 }
                 Op::Invalidate { key } => {
-                    table.invalidate(&key);
+                    table.invalidate(&word(key));
                     aloft.remove(&key);
                     kept.remove(&key);
                 }

@@ -1,0 +1,74 @@
+//! The calls under way that can be joined, in one part of the table.
+
+use std::{
+    ptr,
+    sync::{Arc, Weak},
+};
+
+use hashbrown::HashTable;
+
+use crate::{flight::Flight, table::Hashed};
+
+/// Calls by their keys, which stand in the calls. It holds none of them: a call that all have left is on its way out, and is
+/// found no more.
+pub(crate) struct Aloft<K, T>(HashTable<Place<K, T>>);
+
+struct Place<K, T> {
+    hash: u64,
+    flight: Weak<Flight<K, T>>,
+}
+
+/// Calls that were looked at and may have been left meanwhile. To be dropped where no lock is held.
+pub(crate) type Passed<K, T> = Vec<Arc<Flight<K, T>>>;
+
+impl<K, T> Aloft<K, T> {
+    pub(crate) const fn new() -> Self {
+        Self(HashTable::new())
+    }
+
+    pub(crate) fn insert(&mut self, flight: &Arc<Flight<K, T>>) {
+        let place = Place { hash: flight.key.hash, flight: Arc::downgrade(flight) };
+        self.0.insert_unique(place.hash, place, |place| place.hash);
+    }
+
+    /// Whether it was there.
+    pub(crate) fn remove(&mut self, flight: &Flight<K, T>) -> bool {
+        match self.0.find_entry(flight.key.hash, |place| ptr::eq(place.flight.as_ptr(), flight)) {
+            Ok(place) => {
+                place.remove();
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// How many have not been left yet.
+    pub(crate) fn len(&self) -> usize {
+        self.0.iter().filter(|place| place.flight.strong_count() > 0).count()
+    }
+}
+
+impl<K: Eq, T> Aloft<K, T> {
+    pub(crate) fn get(&self, key: &Hashed<K>, passed: &mut Passed<K, T>) -> Option<Arc<Flight<K, T>>> {
+        let mut found = None;
+        self.0.find(key.hash, |place| {
+            let flight = if place.hash == key.hash { place.flight.upgrade() } else { None };
+            match flight {
+                Some(flight) if flight.key == *key => found = Some(flight),
+                Some(other) => passed.push(other),
+                None => {}
+            }
+            found.is_some()
+        });
+        found
+    }
+}
