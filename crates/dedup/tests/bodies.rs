@@ -374,6 +374,35 @@ fn a_body_that_is_too_long_goes_on_unshared_and_a_slow_reader_is_told() {
     assert_eq!(dedup.stats().entries, 1);
 }
 
+/// Who waits for it would fall behind as likely as not, though he reads as fast as he can.
+#[test]
+fn one_that_is_known_to_be_too_long_is_joined_by_nobody() {
+    let heads: [(Head, bool); 3] = [
+        (|head| head.header("content-length", "20"), true),
+        // A frame counts for more than its data.
+        (|head| head.header("content-length", "100"), false),
+        (|head| head.status(503).header("content-length", "1000"), false),
+    ];
+    for (head, is_shared) in heads {
+        let dedup = Dedup::sharing(Frames::new().served().max_body(100), Replay::ttl(SECOND));
+        let inner = Inner::default();
+        let [first, second] = [0; 2].map(|_| inner.try_ask(&dedup, head));
+        let [second, first] = [second, first].map(|answer| answer.now_or_never().unwrap().unwrap());
+        let expected = if is_shared { (1, Served::Collapsed) } else { (2, Served::Bypassed) };
+        assert_eq!((inner.calls(), served(&second), served(&first)), (expected.0, expected.1, Served::Miss));
+        assert_eq!(dedup.stats().in_flight, usize::from(is_shared));
+    }
+    let verdict = |head: response::Builder, body: &'static str| {
+        let frames = Frames::new().max_body(100);
+        let recording = frames.record(head.body(Full::new(Bytes::from_static(body.as_bytes()))).unwrap());
+        Share::<Response<Full<Bytes>>>::verdict(&frames, &recording)
+    };
+    let long = "x".repeat(100).leak();
+    assert_eq!(verdict(Response::builder(), long), Verdict::Private, "the body knows it itself");
+    let head = verdict(Response::builder().header("content-length", "1000"), "");
+    assert!(matches!(head, Verdict::Keep(_)), "of what is there at once nothing is to come");
+}
+
 #[test]
 fn one_that_was_too_long_is_not_kept_when_it_ends() {
     let dedup = Dedup::sharing(Frames::new().served().max_body(100), Replay::ttl(SECOND));

@@ -25,10 +25,12 @@ use crate::{Dedup, Limits, Replay, Served, Share, Ticket, Verdict};
 ///
 /// Whoever reads drives the body, and the fastest reader sets the pace. Of a body, as much as
 /// [`max_body`](Self::max_body) is held: one that is longer goes on for those who have it, but is joined by nobody and not
-/// kept, and a reader who falls behind by more than that fails with [`Lagged`](bartizan_core::RejectionKind::Lagged).
+/// kept, and a reader who falls behind by more than that fails with [`Lagged`](bartizan_core::RejectionKind::Lagged). One
+/// that is known from the first to be longer is for the caller whose request it answers.
 ///
 /// Where `Content-Length` says how long a body is, it ends with its last byte, and trailers after that are not read. One that
-/// is shorter or longer fails, and is not kept.
+/// is shorter or longer fails, and is not kept. One that is empty at once, as in the answer to `HEAD`, is whole whatever
+/// `Content-Length` says.
 ///
 /// A complete response with a status of success may be kept, for as long as its `Cache-Control` allows, or its `Expires`
 /// where that gives no time. One that says `must-revalidate`, `proxy-revalidate` or `s-maxage` is not served stale.
@@ -218,6 +220,7 @@ where
             || control.no_store
             || self.varies(headers)
             || partial
+            || recording.reel.is_too_long()
             || headers.contains_key(SET_COOKIE);
         let longest = match control.max_age.or_else(|| cache_control::expires(headers)) {
             _ if control.no_cache && !self.keeps_no_cache => Some(Duration::ZERO),

@@ -223,6 +223,14 @@ impl Reel {
             .look(|film| (matches!(film.end, Some(End::Complete)) && !film.overflowed).then_some(film.weight))
     }
 
+    /// Whether more is to come than is ever held of it.
+    pub(super) fn is_too_long(&self) -> bool {
+        self.relay.look(|film| {
+            let least = film.hint.lower().max(film.left.unwrap_or_default());
+            film.end.is_none() && least > 0 && least.saturating_add(PIECE as u64) > film.most as u64
+        })
+    }
+
     /// The data that is there.
     pub(super) fn data(&self) -> Vec<Bytes> {
         let data = |piece: &Piece| match piece {
