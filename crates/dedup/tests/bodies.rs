@@ -591,6 +591,44 @@ async fn a_failure_of_the_upstream_is_answered_with_what_was_kept() {
     assert_eq!(inner.ask(&dedup, |head| head.status(503)).status(), 503);
 }
 
+/// What may fare better a while later is no answer, and nothing that was good is lost to it.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_asks_to_come_later_has_failed() {
+    let heads: [(Head, bool); 12] = [
+        (|head| head.status(408), true),
+        (|head| head.status(425), true),
+        (|head| head.status(429).header("retry-after", "30"), true),
+        (|head| head.status(500), true),
+        (|head| head.status(502), true),
+        (|head| head.status(503).header("set-cookie", "session=1"), true),
+        (|head| head.status(504), true),
+        (|head| head.status(520), true),
+        (|head| head.status(529), true),
+        // These say that it will never be otherwise.
+        (|head| head.status(404), false),
+        (|head| head.status(501), false),
+        (|head| head.status(505), false),
+    ];
+    for (head, fails) in heads {
+        let replay = Replay::ttl(SECOND).stale_while_revalidate(SECOND).stale_if_error(4 * SECOND);
+        let (dedup, inner) = (told(replay.cache_when(|_| true)), Inner::default());
+        let mut answer = inner.ask(&dedup, ok);
+        inner.send(0, [Part::Data("a")]);
+        inner.end();
+        data(&mut answer);
+        assert!(frame(&mut answer).is_none());
+        advance(SECOND).await;
+        assert!(matches!(served(&inner.ask(&dedup, head)), Served::Stale { .. }));
+        advance(SECOND).await;
+        inner.end();
+        advance(Duration::ZERO).await;
+        assert_eq!(inner.calls(), 2, "a task has asked");
+        let answer = inner.ask(&dedup, head);
+        assert_eq!(answer.status() == 200, fails, "{}", answer.status());
+        assert_eq!(matches!(served(&answer), Served::Stale { .. }), fails);
+    }
+}
+
 /// The task that fetches a new answer reads its body too, since nobody else does.
 #[tokio::test(start_paused = true)]
 async fn a_stream_is_revalidated_to_its_end() {

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use bartizan_core::BoxError;
+use bartizan_core::{BoxError, headers};
 use bytes::Bytes;
 use http::{
     Extensions, HeaderMap, HeaderName, HeaderValue, Response, StatusCode,
@@ -37,8 +37,8 @@ use crate::{Dedup, Limits, Replay, Served, Share, Ticket, Verdict};
 ///
 /// One that says `private` or `no-store`, or something that cannot be read, sets a cookie, varies with what is not in the
 /// key (see [`keyed_by`](Self::keyed_by)), or is one of 1xx, 206 and 304, is for the caller whose request it answers; others
-/// who waited make calls of their own. 500, 502, 503 and 504 are failures, for which a stale answer may stand in whatever
-/// else they say.
+/// who waited make calls of their own. 408, 425, 429 and all of 5xx but 501 and 505 are failures: a stale answer may stand in
+/// for them whatever else they say, and they take the place of none.
 #[derive(Clone, Copy, Debug)]
 pub struct Frames {
     max_body: usize,
@@ -228,12 +228,12 @@ where
         };
         let limits = longest.map_or(Limits::none(), |longest| Limits::none().fresh_for(longest));
         let limits = if control.must_revalidate { limits.never_stale() } else { limits };
-        match (status.as_u16(), private) {
-            (500 | 502 | 503 | 504, false) => Verdict::Failure,
-            (500 | 502 | 503 | 504, true) => Verdict::PrivateFailure,
-            (_, true) => Verdict::Private,
-            (200..=299, false) => Verdict::Keep(limits),
-            (_, false) => Verdict::Share(limits),
+        match (is_failure(status), private) {
+            (true, false) => Verdict::Failure,
+            (true, true) => Verdict::PrivateFailure,
+            (false, true) => Verdict::Private,
+            (false, false) if status.is_success() => Verdict::Keep(limits),
+            (false, false) => Verdict::Share(limits),
         }
     }
 
@@ -251,6 +251,12 @@ where
     fn rest(&self, recording: &Recording, ticket: Ticket<Recording>) -> Rest {
         Rest::new(Reader::new(recording.reel.clone(), ticket))
     }
+}
+
+/// Whether the same request may be answered with something better: not if the server cannot do what it asks at all.
+fn is_failure(status: StatusCode) -> bool {
+    let never = matches!(status, StatusCode::NOT_IMPLEMENTED | StatusCode::HTTP_VERSION_NOT_SUPPORTED);
+    headers::is_transient(status) || status.is_server_error() && !never
 }
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
