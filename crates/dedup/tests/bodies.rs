@@ -31,7 +31,7 @@ const SECOND: Duration = Duration::from_secs(1);
 
 enum Part {
     Data(&'static str),
-    Trailer(&'static str),
+    Trailer(&'static str, &'static str),
     Cut,
     Panic,
 }
@@ -50,9 +50,9 @@ impl Body for Upstream {
         self.0.poll_recv(cx).map(|part| {
             Some(match part? {
                 Part::Data(data) => Ok(Frame::data(Bytes::from(data))),
-                Part::Trailer(value) => {
+                Part::Trailer(name, value) => {
                     let mut trailers = HeaderMap::new();
-                    trailers.insert("x-checksum", HeaderValue::from_static(value));
+                    trailers.insert(name, HeaderValue::from_static(value));
                     Ok(Frame::trailers(trailers))
                 }
                 Part::Cut => Err("cut".into()),
@@ -324,13 +324,82 @@ fn the_last_byte_ends_a_body_whose_length_its_head_says() {
 fn trailers_are_shared_too() {
     let (dedup, inner) = (kept(), Inner::default());
     let mut answers = [0; 2].map(|_| inner.ask(&dedup, ok));
-    inner.send(0, [Part::Data("a"), Part::Trailer("1")]);
+    inner.send(0, [Part::Data("a"), Part::Trailer("x-checksum", "1")]);
     inner.end();
     for answer in answers.iter_mut().chain([&mut inner.ask(&dedup, ok)]) {
         assert_eq!(data(answer), "a");
         let trailers = answer.body_mut().frame().now_or_never().unwrap().unwrap().unwrap();
         assert_eq!(trailers.into_trailers().unwrap()["x-checksum"], "1");
         assert!(frame(answer).is_none());
+    }
+}
+
+/// gRPC says at the end how a call went, after a status of 200.
+#[test]
+fn an_answer_whose_trailers_tell_of_an_error_is_not_kept() {
+    for (status, kept) in [("0", 1), ("14", 0), ("5", 0), ("?", 0)] {
+        let (dedup, inner) = (told(Replay::ttl(SECOND).cache_when(|_| true)), Inner::default());
+        let mut answers = [0; 2].map(|_| inner.ask(&dedup, ok));
+        inner.send(0, [Part::Data("a"), Part::Trailer("grpc-status", status)]);
+        for answer in &mut answers {
+            assert_eq!(data(answer), "a");
+            let trailers = answer.body_mut().frame().now_or_never().unwrap().unwrap().unwrap();
+            assert_eq!(trailers.into_trailers().unwrap()["grpc-status"], status);
+        }
+        assert_eq!(dedup.stats().in_flight, kept, "nobody joins what failed");
+        inner.end();
+        answers.iter_mut().for_each(|answer| assert!(frame(answer).is_none()));
+        assert_eq!((dedup.stats().in_flight, dedup.stats().entries), (0, kept), "{status}");
+    }
+}
+
+/// One that fails before it has an answer has its status in the head.
+#[tokio::test(start_paused = true)]
+async fn an_answer_whose_head_tells_of_an_error_is_not_kept() {
+    let heads: [(Head, Served); 5] = [
+        (|head| head.header("grpc-status", "0"), Served::Miss),
+        (|head| head.header("grpc-status", "14"), STALE),
+        (|head| head.header("grpc-status", "8").header("set-cookie", "session=1"), STALE),
+        (|head| head.header("grpc-status", ""), STALE),
+        // What is not found now is not found later either.
+        (|head| head.header("grpc-status", "5"), Served::Miss),
+    ];
+    for (head, expected) in heads {
+        let replay = Replay::ttl(SECOND).stale_if_error(SECOND).cache_when(|_| true);
+        let (dedup, inner) = (told(replay), Inner::default());
+        let mut answer = inner.ask(&dedup, head);
+        inner.end();
+        assert!(frame(&mut answer).is_none());
+        let is_good = answer.headers()["grpc-status"] == "0";
+        assert_eq!(dedup.stats().entries, usize::from(is_good));
+
+        dedup.clear();
+        let mut good = inner.ask(&dedup, ok);
+        inner.end();
+        assert!(frame(&mut good).is_none());
+        advance(SECOND).await;
+        assert_eq!(served(&inner.ask(&dedup, head)), expected);
+    }
+}
+
+/// Of a second that has passed.
+const STALE: Served = Served::Stale { age: SECOND, stale_for: Duration::ZERO };
+
+#[test]
+fn a_judge_sees_the_trailers() {
+    let is_whole = |recording: &Recording| recording.trailers().is_some_and(|all| all["x-checksum"] == "1");
+    let dedup = told(Replay::ttl(SECOND).cache_when(is_whole));
+    let inner = Inner::default();
+    for (parts, kept) in [
+        (vec![], 0),
+        (vec![Part::Trailer("x-checksum", "0")], 0),
+        (vec![Part::Data("a"), Part::Trailer("x-checksum", "1")], 1),
+    ] {
+        let mut answer = inner.ask(&dedup, ok);
+        inner.send(inner.calls() - 1, parts);
+        inner.end();
+        while answer.body_mut().frame().now_or_never().unwrap().is_some() {}
+        assert_eq!(dedup.stats().entries, kept);
     }
 }
 

@@ -16,6 +16,7 @@ use http_body::Body;
 
 use super::{
     cache_control::{self, CacheControl},
+    grpc::{self, Outcome},
     playback::{Playback, Rest},
     reel::{Reader, Reel},
 };
@@ -39,6 +40,9 @@ use crate::{Dedup, Limits, Replay, Served, Share, Ticket, Verdict};
 /// key (see [`keyed_by`](Self::keyed_by)), or is one of 1xx, 206 and 304, is for the caller whose request it answers; others
 /// who waited make calls of their own. 408, 425, 429 and all of 5xx but 501 and 505 are failures: a stale answer may stand in
 /// for them whatever else they say, and they take the place of none.
+///
+/// Where there is a `grpc-status` other than 0, in the head or in the trailers, nothing is kept. One in the head is a failure,
+/// but for those that tell the caller that he has asked for what he cannot have: 3, 5, 6, 7, 9, 11, 12 and 16.
 #[derive(Clone, Copy, Debug)]
 pub struct Frames {
     max_body: usize,
@@ -154,6 +158,11 @@ impl Recording {
         self.reel.data()
     }
 
+    /// What came after the body's data. All of it where [`Replay::cache_when`] asks.
+    pub fn trailers(&self) -> Option<HeaderMap> {
+        self.reel.trailers()
+    }
+
     fn play<B>(&self, ticket: Ticket<Self>, marks: bool) -> Response<Playback<B>> {
         let served = ticket.served();
         let mut response = Response::new(Playback::shared(Reader::new(self.reel.clone(), ticket)));
@@ -228,10 +237,12 @@ where
         };
         let limits = longest.map_or(Limits::none(), |longest| Limits::none().fresh_for(longest));
         let limits = if control.must_revalidate { limits.never_stale() } else { limits };
-        match (is_failure(status), private) {
+        let call = grpc::outcome(headers).unwrap_or(Outcome::Good);
+        match (is_failure(status) || call == Outcome::Failure, private) {
             (true, false) => Verdict::Failure,
             (true, true) => Verdict::PrivateFailure,
             (false, true) => Verdict::Private,
+            (false, false) if call == Outcome::Refusal => Verdict::Share(limits.fresh_for(Duration::ZERO)),
             (false, false) if status.is_success() => Verdict::Keep(limits),
             (false, false) => Verdict::Share(limits),
         }

@@ -13,7 +13,10 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 
-use super::Recording;
+use super::{
+    Recording,
+    grpc::{self, Outcome},
+};
 use crate::{
     NAME, SharedError, Ticket,
     relay::{Place, Relay, Results, Yield},
@@ -36,6 +39,8 @@ struct Film {
     most: usize,
     /// It was too long to be kept whole.
     overflowed: bool,
+    /// Its trailers say that the call has failed.
+    failed: bool,
     /// The bytes of all pieces that ever came.
     bytes: u64,
     /// How many bytes are to come, where the head says so.
@@ -97,7 +102,10 @@ impl Results for Film {
             }
             Some(Ok(frame)) => match frame.into_data().map_err(Frame::into_trailers) {
                 Ok(data) => Piece::Data(data),
-                Err(Ok(trailers)) => Piece::Trailers(Box::new(trailers)),
+                Err(Ok(trailers)) => {
+                    self.failed |= grpc::outcome(&trailers).is_some_and(|outcome| outcome != Outcome::Good);
+                    Piece::Trailers(Box::new(trailers))
+                }
                 // There is no third kind; should there be one, it is not known how to share it.
                 Err(Err(_)) => return true,
             },
@@ -139,14 +147,24 @@ impl Film {
         let Some(index) = at.checked_sub(self.dropped) else { return Some(Taken::Lagged) };
         if let Some(piece) = self.pieces.get(index) {
             let is_last = matches!(self.end, Some(End::Complete)) && index + 1 == self.pieces.len();
-            let size = (is_last && !self.overflowed).then_some(self.weight);
-            return Some(Taken::Piece { piece: piece.clone(), is_last, size, overflowed: self.overflowed });
+            let (size, is_lost) = (self.size().filter(|_| is_last), self.is_lost());
+            return Some(Taken::Piece { piece: piece.clone(), is_last, size, is_lost });
         }
         match self.end.as_ref()? {
-            End::Complete => Some(Taken::End { size: (!self.overflowed).then_some(self.weight) }),
+            End::Complete => Some(Taken::End { size: self.size() }),
             End::Failed(error) => Some(Taken::Failed(error.clone())),
             End::Panicked => Some(Taken::Panicked),
         }
+    }
+
+    /// Whether it will not be kept whatever comes.
+    const fn is_lost(&self) -> bool {
+        self.overflowed || self.failed
+    }
+
+    /// What it weighs, if all of it is there and may be kept.
+    fn size(&self) -> Option<usize> {
+        (matches!(self.end, Some(End::Complete)) && !self.is_lost()).then_some(self.weight)
     }
 }
 
@@ -157,7 +175,7 @@ enum Taken {
         piece: Piece,
         is_last: bool,
         size: Option<usize>,
-        overflowed: bool,
+        is_lost: bool,
     },
     End {
         size: Option<usize>,
@@ -208,6 +226,7 @@ impl Reel {
             weight: 0,
             most,
             overflowed: false,
+            failed: false,
             bytes: 0,
             left: length,
             hint: if is_over { SizeHint::with_exact(0) } else { body.size_hint() },
@@ -217,10 +236,9 @@ impl Reel {
         Self { relay: Relay::new(source, film) }
     }
 
-    /// What it weighs, if all of it is there.
+    /// What it weighs, if all of it is there and may be kept.
     pub(super) fn complete(&self) -> Option<usize> {
-        self.relay
-            .look(|film| (matches!(film.end, Some(End::Complete)) && !film.overflowed).then_some(film.weight))
+        self.relay.look(Film::size)
     }
 
     /// Whether more is to come than is ever held of it.
@@ -238,6 +256,14 @@ impl Reel {
             Piece::Trailers(_) => None,
         };
         self.relay.look(|film| film.pieces.iter().filter_map(data).collect())
+    }
+
+    /// The trailers, if they are there.
+    pub(super) fn trailers(&self) -> Option<HeaderMap> {
+        self.relay.look(|film| match film.pieces.back()? {
+            Piece::Trailers(trailers) => Some(trailers.as_ref().clone()),
+            Piece::Data(_) => None,
+        })
     }
 }
 
@@ -283,10 +309,10 @@ impl Reader {
             },
         ));
         Poll::Ready(match taken {
-            Taken::Piece { piece, is_last, size, overflowed } => {
+            Taken::Piece { piece, is_last, size, is_lost } => {
                 self.at += 1;
                 self.bytes += piece.bytes() as u64;
-                if overflowed {
+                if is_lost {
                     self.detach();
                 } else if is_last {
                     self.complete(size);
