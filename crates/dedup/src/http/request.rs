@@ -43,6 +43,10 @@ use crate::Identity;
 /// ```
 ///
 /// The method counts and none is left out: what must not be made once for many must have no key.
+///
+/// Of the headers, `Content-Type` and `Content-Encoding` count, `Host` where the URI names no host, and else those alone that
+/// are [named](Self::header). Not `Authorization` and not `Cookie`: `scope` must say who may see the answer. Nor `Accept` and
+/// `Accept-Language`: name what the answer depends on.
 pub struct RequestKey<F> {
     scope: F,
     headers: Vec<HeaderName>,
@@ -59,7 +63,7 @@ impl<F> RequestKey<F> {
         Self { scope, headers: Vec::new(), left_out: Vec::new(), max_body: 1 << 20 }
     }
 
-    /// A header on which the answer depends. None counts by default.
+    /// A header on which the answer depends, beside those that count anyway.
     #[must_use]
     pub fn header(mut self, name: HeaderName) -> Self {
         self.headers.push(name);
@@ -82,9 +86,10 @@ impl<F> RequestKey<F> {
 
     /// What this request is known by.
     ///
-    /// `None`, so that it is made by itself, if it has no scope, says `Cache-Control: no-store`, asks for a part (`Range`)
-    /// or sets a condition (`If-Match` and its like), or if its body is too long, is JSON that cannot be read or is
-    /// nested more than 128 deep. One that says `no-cache` or `max-age=0` is not answered with what was kept.
+    /// `None`, so that it is made by itself, if it has no scope, says `Cache-Control: no-store`, asks for a part (`Range`,
+    /// `Last-Event-ID`) or sets a condition (`If-Match` and its like), or if its body is too long, is JSON that cannot be read
+    /// or is nested more than 128 deep. One that says `no-cache` or `max-age=0` is not answered with what was kept. A longer
+    /// `max-age`, `min-fresh`, `max-stale` and `only-if-cached` are not obeyed.
     pub fn of<B>(&self, request: &Request<B>) -> Option<Identity<Key>>
     where
         F: Fn(&Request<B>) -> Option<&str>,
@@ -147,8 +152,16 @@ thread_local! {
 /// What a thread keeps at most, in bytes.
 const MOST_SCRATCH: usize = 256 << 10;
 
-const CONDITIONS: [HeaderName; 6] =
-    [RANGE, IF_RANGE, IF_MATCH, IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_UNMODIFIED_SINCE];
+/// What asks for a part, or sets a condition. An event source that comes back asks for what it has missed.
+const CONDITIONS: [HeaderName; 7] = [
+    RANGE,
+    IF_RANGE,
+    IF_MATCH,
+    IF_NONE_MATCH,
+    IF_MODIFIED_SINCE,
+    IF_UNMODIFIED_SINCE,
+    HeaderName::from_static("last-event-id"),
+];
 
 /// Which kind of JSON the body is, if it is any: nothing for `application/json` as such, or else as it is written.
 fn json(headers: &HeaderMap) -> Option<&[u8]> {
