@@ -1,8 +1,8 @@
 //! Which requests are not sent twice, and which answers are given again.
 //!
 //! One table for all models and workers. A request is the same as another if method, path and body say the same, and the
-//! same tenant asks; and whether other models may answer. Workers share calls, too: whoever is polled drives one, wherever its sockets and timers are, which is
-//! why a worker's runtime goes on until all workers have served.
+//! same tenant asks; and whether other models may answer. Workers share calls, too: whoever is polled drives one, wherever
+//! its sockets and timers are, which is why a worker's runtime goes on until all workers have served.
 
 use std::{
     borrow::Cow,
@@ -41,6 +41,20 @@ pub(crate) struct Dedup {
 /// As much as a provider reads of an answer that is not streamed, so that nobody who reads one slowly lags behind.
 const MAX_ANSWER: usize = 64 << 20;
 
+/// What a model reads in the order in which it is written, or writes in it: JSON schemas, of OpenAI, vLLM, SGLang, llama.cpp
+/// and Ollama, and what templates put into a prompt.
+const IN_ORDER: [&str; 9] = [
+    "response_format",
+    "tools",
+    "functions",
+    "structured_outputs",
+    "guided_json",
+    "json_schema",
+    "format",
+    "chat_template_kwargs",
+    "documents",
+];
+
 impl Dedup {
     /// `None` if no model wants it.
     ///
@@ -71,7 +85,9 @@ impl Dedup {
 
     /// Sends on to `inner` what nobody asks already.
     pub(crate) fn around(&self, inner: Ask) -> Ask {
-        let key = RequestKey::scoped_by(tenant as fn(&Request<Bytes>) -> Option<&str>).header(FALLBACK);
+        let key = RequestKey::scoped_by(tenant as fn(&Request<Bytes>) -> Option<&str>)
+            .header(FALLBACK)
+            .in_order(IN_ORDER);
         let models = self.models.clone();
         let layer = self.handle.layer(move |request: &Request<Bytes>| {
             models.contains(facts(request).model()).then(|| key.of(request)).flatten()

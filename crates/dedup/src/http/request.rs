@@ -10,15 +10,15 @@ use http::{
 
 use super::{
     cache_control::CacheControl,
-    canonical::{self, Scratch},
+    canonical::{self, Exceptions, Scratch},
     key::{Key, KeyBuilder},
 };
 use crate::Identity;
 
 /// What an HTTP request is known by: scope, method, URI with its host, chosen headers, body and what kind of body it is.
 ///
-/// JSON bodies of one kind are the same if they say the same: the order of an object's members, white space and escapes do not matter;
-/// every field does, unless it is listed. Numbers are the same if they are written the same.
+/// JSON bodies of one kind are the same if they say the same: the order of an object's members does not matter, but where it
+/// is [said to](Self::in_order), nor do white space and escapes; every field does, unless it is listed. Numbers are the same if they are written the same.
 ///
 /// ```
 /// use bartizan_dedup::RequestKey;
@@ -50,7 +50,7 @@ use crate::Identity;
 pub struct RequestKey<F> {
     scope: F,
     headers: Vec<HeaderName>,
-    left_out: Vec<Vec<u8>>,
+    exceptions: Exceptions,
     max_body: usize,
 }
 
@@ -60,7 +60,7 @@ impl<F> RequestKey<F> {
     where
         F: Fn(&Request<B>) -> Option<&str>,
     {
-        Self { scope, headers: Vec::new(), left_out: Vec::new(), max_body: 1 << 20 }
+        Self { scope, headers: Vec::new(), exceptions: Exceptions::new(), max_body: 1 << 20 }
     }
 
     /// A header on which the answer depends, beside those that count anyway.
@@ -70,10 +70,33 @@ impl<F> RequestKey<F> {
         self
     }
 
-    /// Members of a JSON body, at its top, on which the answer does not depend.
+    /// Exceptions of a JSON body, at its top, on which the answer does not depend.
     #[must_use]
     pub fn leave_out<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
-        self.left_out.extend(names.into_iter().map(|name| canonical::string(&name.into())));
+        names.into_iter().for_each(|name| self.exceptions.leave_out(&name.into()));
+        self
+    }
+
+    /// Exceptions of a JSON body, at its top, in which the order of all members counts too. None by default.
+    ///
+    /// For JSON schemas above all: whoever is to answer in the form of one writes its properties in their order, and thinks
+    /// first of what comes first.
+    ///
+    /// ```
+    /// # use bartizan_dedup::RequestKey;
+    /// # use http::Request;
+    /// let key = RequestKey::scoped_by(|_: &Request<&str>| Some("acme")).in_order(["response_format"]);
+    /// let of = |body| {
+    ///     let request = Request::post("/").header("content-type", "application/json").body(body);
+    ///     key.of(&request.unwrap())
+    /// };
+    /// let asked = of(r#"{"model": "m", "response_format": {"why": {}, "answer": {}}}"#);
+    /// assert_eq!(asked, of(r#"{"response_format":{"why":{},"answer":{}},"model":"m"}"#));
+    /// assert_ne!(asked, of(r#"{"response_format":{"answer":{},"why":{}},"model":"m"}"#));
+    /// ```
+    #[must_use]
+    pub fn in_order<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
+        names.into_iter().for_each(|name| self.exceptions.in_order(&name.into()));
         self
     }
 
@@ -134,7 +157,7 @@ impl<F> RequestKey<F> {
         };
         SCRATCH.with(|kept| {
             let mut scratch = kept.take();
-            let json = canonical::of(body, &self.left_out, &mut scratch);
+            let json = canonical::of(body, &self.exceptions, &mut scratch);
             let key = json.map(|json| key.part("json").part(kind).part(json));
             if scratch.weight() <= MOST_SCRATCH {
                 kept.set(scratch);
@@ -183,11 +206,11 @@ fn json(headers: &HeaderMap) -> Option<&[u8]> {
 
 impl<F: Clone> Clone for RequestKey<F> {
     fn clone(&self) -> Self {
-        let Self { scope, headers, left_out, max_body } = self;
+        let Self { scope, headers, exceptions, max_body } = self;
         Self {
             scope: scope.clone(),
             headers: headers.clone(),
-            left_out: left_out.clone(),
+            exceptions: exceptions.clone(),
             max_body: *max_body,
         }
     }
