@@ -173,10 +173,11 @@ impl Writer<'_, '_> {
             let name_end = self.scratch.out.end;
             self.skip_space();
             self.pass(b':')?;
-            self.member(top, start..name_end, depth)?;
+            let is_left_out = top.is_some_and(|top| self.heeds(top, start..name_end));
+            self.value(None, depth)?;
             let Scratch { out, members, .. } = &mut *self.scratch;
             let name = |start, end| &out.buffer[start..end];
-            if top.is_some_and(|top| top.left_out.iter().any(|it| it == name(start, name_end))) {
+            if is_left_out {
                 out.end = start;
             } else {
                 let last = members[first..].last();
@@ -185,20 +186,20 @@ impl Writer<'_, '_> {
             }
             self.next(b'}')?;
         }
-        if !is_sorted && !self.in_order {
+        // Order says nothing at the top.
+        if !is_sorted && (top.is_some() || !self.in_order) {
             self.sort(begin, first);
         }
         self.scratch.members.truncate(first);
         self.take(b'}')
     }
 
-    /// The value of a member whose name stands there in the output.
-    fn member(&mut self, top: Option<&Exceptions>, name: Range<usize>, depth: usize) -> Option<()> {
-        let Some(Exceptions { in_order, .. }) = top else { return self.value(None, depth) };
-        self.in_order = in_order.iter().any(|it| *it == self.scratch.out.buffer[name.clone()]);
-        self.value(None, depth)?;
-        self.in_order = false;
-        Some(())
+    /// Minds the order in the member whose name stands there in the output, if it is said to; whether it is left out.
+    fn heeds(&mut self, exceptions: &Exceptions, name: Range<usize>) -> bool {
+        let name = &self.scratch.out.buffer[name];
+        let is_in = |names: &[Vec<u8>]| names.iter().any(|it| it == name);
+        self.in_order = is_in(&exceptions.in_order);
+        is_in(&exceptions.left_out)
     }
 
     /// Puts the members of an object that begins at `begin` in order. Theirs are those from `first`.
