@@ -317,3 +317,42 @@ fn an_answer_is_kept_only_if_what_it_says_may_be() {
         assert_eq!(dedup.stats().entries, kept);
     }
 }
+
+/// So that many answers without bodies have a bound.
+#[test]
+fn heads_take_room_too() {
+    let size = |head: response::Builder| {
+        let frames = Frames::new();
+        let recording = frames.record(head.body(Full::<Bytes>::default()).unwrap());
+        Share::<Response<Full<Bytes>>>::complete(&frames, &recording).expect("all is there")
+    };
+    let bare = size(Response::builder());
+    assert!(bare > 0);
+    let small = size(Response::builder().header("x-a", "b"));
+    assert!(small > bare + 4, "a field takes more than its letters");
+    let large = size(Response::builder().header("x-a", "b".repeat(1_001)));
+    assert_eq!(large - small, 1_000);
+    let twice = size(Response::builder().header("x-a", "b").header("x-a", "b"));
+    assert_eq!(twice - small, small - bare, "each value counts");
+
+    let (dedup, inner) = (kept(), Inner::default());
+    let mut answer = inner.ask(&dedup, |head| head.header("x-a", "b"));
+    inner.send(0, [Part::Data("data")]);
+    inner.end();
+    data(&mut answer);
+    assert!(frame(&mut answer).is_none());
+    assert!(dedup.stats().bytes > (small + "data".len()) as u64, "of a stream as well");
+    assert!(dedup.stats().bytes < (small + "data".len() + 100) as u64);
+}
+
+#[test]
+fn heads_do_not_count_for_what_is_held_of_a_body() {
+    let dedup = Dedup::sharing(Frames::new().served().max_body(100), Replay::ttl(SECOND));
+    let inner = Inner::default();
+    let mut answer = inner.ask(&dedup, |head| head.header("x-large", "x".repeat(1_000)));
+    inner.send(0, [Part::Data("data")]);
+    inner.end();
+    data(&mut answer);
+    assert!(frame(&mut answer).is_none());
+    assert_eq!(dedup.stats().entries, 1);
+}

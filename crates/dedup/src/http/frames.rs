@@ -18,7 +18,7 @@ use super::{
     cache_control::{self, CacheControl},
     grpc::{self, Outcome},
     playback::{Playback, Rest},
-    reel::{Reader, Reel},
+    reel::{self, Reader, Reel},
 };
 use crate::{Dedup, Limits, Replay, Served, Share, Ticket, Verdict};
 
@@ -40,6 +40,9 @@ use crate::{Dedup, Limits, Replay, Served, Share, Ticket, Verdict};
 /// key (see [`keyed_by`](Self::keyed_by)), or is one of 1xx, 206 and 304, is for the caller whose request it answers; others
 /// who waited make calls of their own. 408, 425, 429 and all of 5xx but 501 and 505 are failures: a stale answer may stand in
 /// for them whatever else they say, and they take the place of none.
+///
+/// What is kept counts as the bytes of its frames and of its headers, with some 200 for each header and 64 for each frame. Of
+/// data that is a slice of a larger buffer the slice is counted, though all of the buffer is kept; extensions count nothing.
 ///
 /// Where there is a `grpc-status` other than 0, in the head or in the trailers, nothing is kept. One in the head is a failure,
 /// but for those that tell the caller that he has asked for what he cannot have: 3, 5, 6, 7, 9, 11, 12 and 16.
@@ -184,6 +187,12 @@ impl Recording {
     }
 }
 
+/// What is kept of a response weighs so much without its body.
+fn weight(headers: &HeaderMap) -> usize {
+    // Their table is there twice once they were given again.
+    size_of::<Recording>() + size_of::<Reel>() + reel::weight(headers) + headers.len() * reel::FIELD
+}
+
 /// As they are, with something in the place of each header that a hit adds.
 fn with_places(headers: &HeaderMap) -> HeaderMap {
     let mut headers = headers.clone();
@@ -212,7 +221,7 @@ where
         let (head, body) = response.into_parts();
         let length = head.headers.get(CONTENT_LENGTH);
         let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
-        let reel = Arc::new(Reel::new(body, length, self.max_body));
+        let reel = Arc::new(Reel::new(body, length, self.max_body, weight(&head.headers)));
         Recording { head, reel, kept: OnceLock::new() }
     }
 

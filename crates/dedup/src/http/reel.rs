@@ -10,7 +10,7 @@ use std::{
 
 use bartizan_core::{BoxError, Rejected, RejectionKind};
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
 
 use super::{
@@ -37,6 +37,8 @@ struct Film {
     /// What the pieces weigh that are there, and how much they may.
     weight: usize,
     most: usize,
+    /// What the head weighs, which is kept with it.
+    head: usize,
     /// It was too long to be kept whole.
     overflowed: bool,
     /// Its trailers say that the call has failed.
@@ -162,9 +164,9 @@ impl Film {
         self.overflowed || self.failed
     }
 
-    /// What it weighs, if all of it is there and may be kept.
+    /// What it weighs with its head, if all of it is there and may be kept.
     fn size(&self) -> Option<usize> {
-        (matches!(self.end, Some(End::Complete)) && !self.is_lost()).then_some(self.weight)
+        (matches!(self.end, Some(End::Complete)) && !self.is_lost()).then_some(self.head + self.weight)
     }
 }
 
@@ -197,9 +199,7 @@ impl Piece {
         PIECE
             + match self {
                 Self::Data(data) => data.len(),
-                Self::Trailers(trailers) => {
-                    trailers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum()
-                }
+                Self::Trailers(trailers) => weight(trailers),
             }
     }
 
@@ -211,9 +211,17 @@ impl Piece {
     }
 }
 
+/// What headers weigh: their letters, and where they stand.
+pub(super) fn weight(headers: &HeaderMap) -> usize {
+    headers.iter().map(|(name, value)| FIELD + name.as_str().len() + value.len()).sum()
+}
+
+/// What a header takes beside its letters.
+pub(super) const FIELD: usize = size_of::<(HeaderName, HeaderValue, [usize; 4])>();
+
 impl Reel {
-    /// Of `most` bytes at the most. `length` is how many bytes the head promises.
-    pub(super) fn new<B>(body: B, length: Option<u64>, most: usize) -> Self
+    /// Of `most` bytes at the most. `length` is how many bytes the head promises, which itself weighs `head`.
+    pub(super) fn new<B>(body: B, length: Option<u64>, most: usize, head: usize) -> Self
     where
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
@@ -225,6 +233,7 @@ impl Reel {
             dropped: 0,
             weight: 0,
             most,
+            head,
             overflowed: false,
             failed: false,
             bytes: 0,
@@ -236,7 +245,7 @@ impl Reel {
         Self { relay: Relay::new(source, film) }
     }
 
-    /// What it weighs, if all of it is there and may be kept.
+    /// What it weighs with its head, if all of it is there and may be kept.
     pub(super) fn complete(&self) -> Option<usize> {
         self.relay.look(Film::size)
     }
