@@ -160,7 +160,7 @@ impl<T> Replay<T> {
             return None;
         }
         let ttl = self.ttl_of.as_ref().and_then(|of| of(tape)).unwrap_or(ttl);
-        let ttl = limits.fresh.map_or(ttl, |longest| ttl.min(longest));
+        let ttl = limits.fresh().map_or(ttl, |longest| ttl.min(longest));
         let size = self.size_of.as_ref().map_or(size, |of| of(tape));
         (!ttl.is_zero()).then_some((Terms { ttl, stale: limits.stale }, size))
     }

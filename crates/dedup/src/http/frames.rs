@@ -34,7 +34,8 @@ use crate::{Dedup, Limits, Replay, Served, Share, Ticket, Verdict};
 /// `Content-Length` says.
 ///
 /// A complete response with a status of success may be kept, for as long as its `Cache-Control` allows, or its `Expires`
-/// where that gives no time. One that says `must-revalidate`, `proxy-revalidate` or `s-maxage` is not served stale.
+/// where that gives no time. That counts from when it was made, as its `Age` or `Date` says, and so does the `Age` of hits;
+/// the time its body takes is part of it. One that says `must-revalidate`, `proxy-revalidate` or `s-maxage` is not served stale.
 ///
 /// One that says `private` or `no-store`, or something that cannot be read, sets a cookie, varies with what is not in the
 /// key (see [`keyed_by`](Self::keyed_by)), or is one of 1xx, 206 and 304, is for the caller whose request it answers; others
@@ -135,6 +136,8 @@ impl<K: Eq> Dedup<K, Recording, Frames> {
 /// What is kept of an HTTP response: its head, and its body as far as it has come.
 pub struct Recording {
     head: Parts,
+    /// How old it was when it came.
+    age: Duration,
     reel: Arc<Reel>,
     /// The headers with a place for each that a hit adds, so that a clone of them does not grow.
     kept: OnceLock<HeaderMap>,
@@ -176,7 +179,7 @@ impl Recording {
         *response.headers_mut() = match served {
             Served::Hit { age, .. } | Served::Stale { age, .. } => {
                 let mut kept = self.kept.get_or_init(|| with_places(headers)).clone();
-                let age = age.saturating_add(cache_control::age(headers));
+                let age = age.saturating_add(self.age).saturating_add(self.reel.took());
                 kept.insert(AGE, number(age.as_secs()));
                 kept
             }
@@ -222,7 +225,7 @@ where
         let length = head.headers.get(CONTENT_LENGTH);
         let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
         let reel = Arc::new(Reel::new(body, length, self.max_body, weight(&head.headers)));
-        Recording { head, reel, kept: OnceLock::new() }
+        Recording { age: cache_control::age(&head.headers), head, reel, kept: OnceLock::new() }
     }
 
     fn complete(&self, recording: &Recording) -> Option<usize> {
@@ -242,7 +245,7 @@ where
             || headers.contains_key(SET_COOKIE);
         let longest = match control.max_age.or_else(|| cache_control::expires(headers)) {
             _ if control.no_cache && !self.keeps_no_cache => Some(Duration::ZERO),
-            most => most.map(|most| most.saturating_sub(cache_control::age(headers))),
+            most => most.map(|most| most.saturating_sub(recording.age)),
         };
         let limits = longest.map_or(Limits::none(), |longest| Limits::none().fresh_for(longest));
         let limits = if control.must_revalidate { limits.never_stale() } else { limits };

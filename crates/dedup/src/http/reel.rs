@@ -4,14 +4,16 @@ use std::{
     collections::VecDeque,
     mem,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bartizan_core::{BoxError, Rejected, RejectionKind};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
+use tokio::time::Instant;
 
 use super::{
     Recording,
@@ -25,6 +27,9 @@ use crate::{
 /// A body, its frames so far, and who waits for the next one. It ends with the last who has it.
 pub(super) struct Reel {
     relay: Relay<Source, Film>,
+    began: Instant,
+    /// How long it took, once all of it was there.
+    took: OnceLock<Duration>,
 }
 
 type Source = Pin<Box<dyn Body<Data = Bytes, Error = BoxError> + Send>>;
@@ -242,7 +247,12 @@ impl Reel {
             end,
         };
         let source = (!is_over).then(|| Box::pin(Boxed { body }) as Source);
-        Self { relay: Relay::new(source, film) }
+        Self { relay: Relay::new(source, film), began: Instant::now(), took: OnceLock::new() }
+    }
+
+    /// How long it took to come, if it is kept.
+    pub(super) fn took(&self) -> Duration {
+        self.took.get().copied().unwrap_or_default()
     }
 
     /// What it weighs with its head, if all of it is there and may be kept.
@@ -371,6 +381,7 @@ impl Reader {
 
     fn complete(&mut self, size: Option<usize>) {
         if let (Some(ticket), Some(size)) = (self.ticket.take(), size) {
+            self.reel.took.get_or_init(|| self.reel.began.elapsed());
             ticket.complete(size);
         }
     }
