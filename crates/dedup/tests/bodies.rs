@@ -5,18 +5,21 @@ mod upstream;
 
 use std::{
     convert::Infallible,
+    future::ready,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering::SeqCst},
+        mpsc::channel,
     },
     task::{Context, Poll, Waker},
+    thread::spawn,
     time::Duration,
 };
 
 use bartizan_core::{Rejected, RejectionKind};
-use bartizan_dedup::{Dedup, Frames, Replay, Served, Share, Verdict};
+use bartizan_dedup::{Dedup, Frames, Playback, Replay, Served, Share, Verdict};
 use bytes::{Buf, Bytes, buf::Chain};
 use futures_util::FutureExt;
 use http::{Response, response};
@@ -447,4 +450,62 @@ fn one_without_a_key_passes_as_it_is() {
     assert_eq!(answer.headers()["cache-status"], "bartizan; fwd=bypass");
     assert_eq!(answer.extensions().get(), Some(&Served::Bypassed));
     assert_eq!(answer.into_body().collect().now_or_never().unwrap().unwrap().to_bytes(), "all");
+}
+
+type Other = Arc<Mutex<Option<Playback<Nosies>>>>;
+
+/// Bytes of a kind of their own, which look how much of another body is left when they go.
+struct Nosy(Other);
+
+impl AsRef<[u8]> for Nosy {
+    fn as_ref(&self) -> &[u8] {
+        &[0; 600]
+    }
+}
+
+impl Drop for Nosy {
+    fn drop(&mut self) {
+        if let Some(other) = self.0.lock().unwrap().as_ref() {
+            other.size_hint();
+        }
+    }
+}
+
+/// A body of four of those.
+struct Nosies(u8, Other);
+
+impl Body for Nosies {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.0 += 1;
+        let nosy = Nosy(self.1.clone());
+        Poll::Ready((self.0 <= 4).then(|| Ok(Frame::data(Bytes::from_owner(nosy)))))
+    }
+}
+
+/// Data may be of a kind of its own, and what it does when it is dropped is not ours to know.
+#[test]
+fn data_is_dropped_where_no_lock_is_held() {
+    let (done, is_done) = channel();
+    // If it waited for a lock that it holds itself, it would do so for ever.
+    spawn(move || {
+        let other = Other::default();
+        let dedup = Dedup::sharing(Frames::new().max_body(1_000), Replay::none());
+        let service = dedup.layer(|_: &()| Some(1)).layer(service_fn({
+            let other = Arc::clone(&other);
+            move |()| ready(Ok::<_, Infallible>(Response::new(Nosies(0, other.clone()))))
+        }));
+        let [mut one, two] =
+            [0; 2].map(|_| service.clone().call(()).now_or_never().unwrap().unwrap().into_body());
+        *other.lock().unwrap() = Some(two);
+        while one.frame().now_or_never().unwrap().is_some() {}
+        let two = other.lock().unwrap().take().expect("it was put there");
+        done.send(two.size_hint().lower()).unwrap();
+    });
+    assert_eq!(is_done.recv_timeout(Duration::from_secs(10)), Ok(2_400));
 }

@@ -39,6 +39,9 @@ struct Film {
     pieces: VecDeque<Piece>,
     /// How many pieces were dropped because they were too many.
     dropped: usize,
+    /// Those that are to be: whoever has added a piece takes them along, since data may be of a kind of its own, and its end is
+    /// not for where a lock is held.
+    outdated: Vec<Piece>,
     /// What the pieces weigh that are there, and how much they may.
     weight: usize,
     most: usize,
@@ -146,16 +149,18 @@ impl Film {
             let piece = self.pieces.pop_front().expect("there is more than one");
             self.weight -= piece.weight();
             self.dropped += 1;
+            self.outdated.push(piece);
         }
     }
 
     /// What a reader gets who has got `at` pieces; `None` if he has to wait.
-    fn take(&self, at: usize) -> Option<Taken> {
+    fn take(&mut self, at: usize) -> Option<Taken> {
         let Some(index) = at.checked_sub(self.dropped) else { return Some(Taken::Lagged) };
         if let Some(piece) = self.pieces.get(index) {
             let is_last = matches!(self.end, Some(End::Complete)) && index + 1 == self.pieces.len();
             let (size, is_lost) = (self.size().filter(|_| is_last), self.is_lost());
-            return Some(Taken::Piece { piece: piece.clone(), is_last, size, is_lost });
+            let (piece, outdated) = (piece.clone(), mem::take(&mut self.outdated));
+            return Some(Taken::Piece { piece, is_last, size, is_lost, outdated });
         }
         match self.end.as_ref()? {
             End::Complete => Some(Taken::End { size: self.size() }),
@@ -183,6 +188,7 @@ enum Taken {
         is_last: bool,
         size: Option<usize>,
         is_lost: bool,
+        outdated: Vec<Piece>,
     },
     End {
         size: Option<usize>,
@@ -236,6 +242,7 @@ impl Reel {
         let film = Film {
             pieces: VecDeque::new(),
             dropped: 0,
+            outdated: Vec::new(),
             weight: 0,
             most,
             head,
@@ -328,7 +335,7 @@ impl Reader {
             },
         ));
         Poll::Ready(match taken {
-            Taken::Piece { piece, is_last, size, is_lost } => {
+            Taken::Piece { piece, is_last, size, is_lost, outdated } => {
                 self.at += 1;
                 self.bytes += piece.bytes() as u64;
                 if is_lost {
@@ -336,6 +343,7 @@ impl Reader {
                 } else if is_last {
                     self.complete(size);
                 }
+                drop(outdated);
                 Some(Ok(piece.into_frame()))
             }
             Taken::End { size } => {
