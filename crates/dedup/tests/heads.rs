@@ -356,3 +356,15 @@ fn heads_do_not_count_for_what_is_held_of_a_body() {
     assert!(frame(&mut answer).is_none());
     assert_eq!(dedup.stats().entries, 1);
 }
+
+/// A structured field's integer has no more than 15 digits.
+#[test]
+fn an_answer_that_is_kept_for_ever_says_so_in_few_digits() {
+    let (dedup, inner) = (told(Replay::ttl(Duration::MAX)), Inner::default());
+    let mut answer = inner.ask(&dedup, ok);
+    inner.end();
+    assert!(frame(&mut answer).is_none());
+    let hit = inner.ask(&dedup, ok);
+    let (_, ttl) = status(&hit).rsplit_once("ttl=").expect("a hit has a time");
+    assert!((1..=15).contains(&ttl.len()), "{ttl}");
+}
