@@ -6,14 +6,16 @@
 
 use std::{
     hash::{BuildHasher, Hash, RandomState},
-    iter,
+    iter, ptr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use bartizan_core::BoxError;
+use tokio::runtime::Handle;
 
 use crate::{
     Fingerprint, Identity, Replay, Served, Stats,
@@ -67,6 +69,7 @@ struct Counts {
     misses: u64,
     collapsed: u64,
     conflicts: u64,
+    refreshes: u64,
 }
 
 /// What there is for a call.
@@ -83,11 +86,11 @@ pub(crate) enum Found<K, T, E> {
 }
 
 pub(crate) enum Refresh<K, T> {
-    /// It has begun with this caller.
-    Leads(Arc<Flight<K, T>>),
-    /// This caller may drive it.
-    Joined(Arc<Flight<K, T>>),
-    /// A task drives it.
+    /// It is for a task there, for as long as the stale answer is served.
+    Spawns(Arc<Flight<K, T>>, Handle, Duration),
+    /// Callers drive it as they pass. `leads`: it has begun with this one.
+    Passes { flight: Arc<Flight<K, T>>, leads: bool },
+    /// It is none of this caller's business.
     Runs,
 }
 
@@ -157,29 +160,31 @@ impl<K: Hash + Eq + Clone, T> Table<K, T> {
                 let served = stale(age);
                 inside.counts.stale_hits += 1;
                 let refresh = match &aloft {
-                    Some(_) if self.replay.spawns => Refresh::Runs,
-                    Some(flight) => Refresh::Joined(flight.clone()),
+                    Some(flight) if flight.is_held() => {
+                        Refresh::Passes { flight: flight.clone(), leads: false }
+                    }
+                    Some(_) => Refresh::Runs,
                     None => {
-                        let home = if self.replay.spawns {
-                            Home::Held(self.clone())
-                        } else {
-                            Home::Holds(Arc::downgrade(self))
+                        inside.counts.refreshes += 1;
+                        let runtime = self.replay.spawns.then(Handle::try_current).and_then(Result::ok);
+                        let home = match runtime {
+                            Some(_) => Home::Held(self.clone()),
+                            None => Home::Holds(Arc::downgrade(self)),
                         };
-                        Refresh::Leads(Self::begin(
-                            home,
-                            inside,
-                            key.clone(),
-                            fingerprint,
-                            Box::into_pin(execution),
-                        ))
+                        let flight = Self::begin(home, inside, key, fingerprint, Box::into_pin(execution));
+                        match runtime {
+                            Some(runtime) => {
+                                let left = self.replay.windows.revalidate.saturating_sub(age.stale_for());
+                                Refresh::Spawns(flight, runtime, left)
+                            }
+                            None => {
+                                let replace = |entry: &mut Entry<K, T>| entry.refresh.replace(flight.clone());
+                                _displaced = part.kept.change(&flight.key, replace);
+                                Refresh::Passes { flight, leads: true }
+                            }
+                        }
                     }
                 };
-                if let Refresh::Leads(flight) = &refresh
-                    && !self.replay.spawns
-                {
-                    let replace = |entry: &mut Entry<K, T>| entry.refresh.replace(flight.clone());
-                    _displaced = part.kept.change(&flight.key, replace);
-                }
                 return Found::Stale(tape, served, refresh);
             }
             Seen::Nothing => {}
@@ -249,12 +254,13 @@ impl<K: Hash + Eq + Clone, T> Table<K, T> {
             _left = part
                 .kept
                 .retain(&mut inside.ledger, |entry| entry.life.at(now, windows).0 != Freshness::Gone);
-            let Counts { stale_hits, stood_in, misses, collapsed, conflicts } = inside.counts;
+            let Counts { stale_hits, stood_in, misses, collapsed, conflicts, refreshes } = inside.counts;
             stats.hits += stale_hits + part.kept.hits(&inside.ledger);
             stats.stale += stale_hits + stood_in;
             stats.misses += misses;
             stats.collapsed += collapsed;
             stats.conflicts += conflicts;
+            stats.refreshes += refreshes;
             stats.in_flight += inside.aloft.len();
             stats.entries += inside.ledger.entries();
             stats.bytes += inside.ledger.bytes();
@@ -277,18 +283,60 @@ impl<K: Eq, T> Table<K, T> {
         part.kept.look(&flight.key, |entry, _| stands_in(entry)).flatten()
     }
 
+    /// Whether an answer is kept that is served still, in whatever window.
+    pub(crate) fn serves(&self, flight: &Flight<K, T>) -> bool {
+        let now = self.clock.now();
+        let part = self.part(flight.key.hash);
+        let _inside = lock(&part.busy.0);
+        let serves = |entry: &Entry<K, T>| {
+            entry.value.is_ok() && entry.life.at(now, self.replay.windows).0 != Freshness::Gone
+        };
+        part.kept.look(&flight.key, |entry, _| serves(entry)).unwrap_or(false)
+    }
+
     /// A caller whose call failed was answered all the same.
     pub(crate) fn stood_in(&self, flight: &Flight<K, T>) {
-        lock(&self.part(flight.key.hash).busy.0).counts.stood_in += 1;
+        self.count(flight, |counts| counts.stood_in += 1);
+    }
+
+    /// A caller who had joined makes a call of his own.
+    pub(crate) fn parted(&self, flight: &Flight<K, T>) {
+        self.count(flight, |counts| {
+            counts.collapsed -= 1;
+            counts.misses += 1;
+        });
+    }
+
+    /// A caller who was to be served what is stale has got what is new. `leads`: it is what he asked for himself.
+    pub(crate) fn renewed(&self, flight: &Flight<K, T>, leads: bool) {
+        self.count(flight, |counts| {
+            counts.stale_hits -= 1;
+            if leads {
+                counts.refreshes -= 1;
+                counts.misses += 1;
+            } else {
+                counts.collapsed += 1;
+            }
+        });
+    }
+
+    fn count(&self, flight: &Flight<K, T>, count: impl FnOnce(&mut Counts)) {
+        count(&mut lock(&self.part(flight.key.hash).busy.0).counts);
     }
 
     /// Nobody joins the call any more and it is not kept. `supersedes`: nor is what was kept before.
     pub(crate) fn leave(&self, flight: &Flight<K, T>, supersedes: bool) {
         let part = self.part(flight.key.hash);
-        let _left;
+        let (_left, _displaced);
         let mut inside = lock(&part.busy.0);
-        if inside.take(flight) && supersedes {
+        if !inside.take(flight) {
+            return;
+        }
+        if supersedes {
             _left = part.kept.remove(&mut inside.ledger, &flight.key);
+        } else if flight.is_held() {
+            let is_it = |refresh: &mut Arc<Flight<K, T>>| ptr::eq(&**refresh, flight);
+            _displaced = part.kept.change(&flight.key, |entry| entry.refresh.take_if(is_it));
         }
     }
 }

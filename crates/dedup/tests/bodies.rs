@@ -14,7 +14,7 @@ use std::{
 };
 
 use bartizan_core::{BoxError, Rejected, RejectionKind};
-use bartizan_dedup::{Dedup, Frames, Playback, Recording, Replay, Served, Share, Verdict};
+use bartizan_dedup::{Dedup, Frames, Key, Playback, Recording, Replay, RequestKey, Served, Share, Verdict};
 use bytes::{Buf, Bytes, buf::Chain};
 use futures_util::FutureExt;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header::AGE, response};
@@ -375,6 +375,75 @@ fn a_body_that_is_too_long_goes_on_unshared_and_a_slow_reader_is_told() {
 }
 
 #[test]
+fn what_a_request_was_known_by_can_be_forgotten() {
+    let dedup = told::<Key>(Replay::ttl(SECOND));
+    let key = RequestKey::scoped_by(|_: &Request<&'static str>| Some("acme"));
+    let request = || Request::new("");
+    let known = *key.of(&request()).unwrap().key();
+    let service = dedup
+        .layer(move |request: &Request<&'static str>| key.of(request))
+        .layer(service_fn(async |_| Ok::<_, Infallible>(Response::new(Full::new(Bytes::new())))));
+    let ask = || service.clone().oneshot(request()).now_or_never().unwrap().unwrap();
+    drop(ask());
+    assert_eq!(dedup.stats().entries, 1);
+    dedup.invalidate(&known);
+    assert_eq!(ask().extensions().get(), Some(&Served::Miss));
+}
+
+/// He had no turn before the body's beginning was gone, so he has his own.
+#[test]
+fn who_joins_a_body_that_has_lost_its_beginning_makes_a_call_of_his_own() {
+    let dedup = Dedup::sharing(Frames::new().served().max_body(1_000), Replay::ttl(SECOND));
+    let inner = Inner::default();
+    let [first, second] = [0; 2].map(|_| inner.try_ask(&dedup, ok));
+    let mut first = first.now_or_never().unwrap().unwrap();
+    let long = "x".repeat(600).leak();
+    inner.send(0, [Part::Data(long), Part::Data(long)]);
+    assert_eq!([data(&mut first), data(&mut first)], [long.as_bytes(); 2]);
+
+    let mut second = second.now_or_never().unwrap().unwrap();
+    assert_eq!((inner.calls(), served(&second)), (2, Served::Bypassed));
+    inner.send(1, [Part::Data("b")]);
+    assert_eq!(data(&mut second), "b");
+    assert_eq!((dedup.stats().misses, dedup.stats().collapsed), (2, 0));
+}
+
+/// And one who could have the new answer has the stale one then.
+#[tokio::test(start_paused = true)]
+async fn who_passes_a_body_that_has_lost_its_beginning_is_served_the_stale_one() {
+    let replay = Replay::ttl(SECOND).stale_while_revalidate(SECOND).refresh_by_callers();
+    let dedup = Dedup::sharing(Frames::new().served().max_body(1_000), replay);
+    let inner = Inner::default();
+    let mut answer = inner.ask(&dedup, ok);
+    inner.end();
+    assert!(frame(&mut answer).is_none());
+    advance(SECOND).await;
+    let mut new = inner.ask(&dedup, ok);
+    assert_eq!(served(&new), Served::Miss);
+    let passes = inner.try_ask(&dedup, ok);
+    let long = "x".repeat(600).leak();
+    inner.send(1, [Part::Data(long), Part::Data(long)]);
+    assert_eq!([data(&mut new), data(&mut new)], [long.as_bytes(); 2]);
+    assert!(matches!(served(&passes.now_or_never().unwrap().unwrap()), Served::Stale { .. }));
+    assert_eq!(inner.calls(), 2);
+}
+
+#[test]
+fn nobody_joins_a_failure_of_which_all_is_there() {
+    let (dedup, inner) = (kept(), Inner::default());
+    let mut first = inner.ask(&dedup, |head| head.status(503));
+    inner.send(0, [Part::Data("no")]);
+    let mut second = inner.ask(&dedup, ok);
+    assert_eq!((second.status().as_u16(), served(&second)), (503, Served::Collapsed));
+    inner.end();
+    for answer in [&mut first, &mut second] {
+        assert_eq!(data(answer), "no");
+        assert!(frame(answer).is_none());
+    }
+    assert_eq!(served(&inner.ask(&dedup, ok)), Served::Miss, "though others have it still");
+}
+
+#[test]
 fn one_that_was_too_long_is_not_kept_when_it_ends() {
     let dedup = Dedup::sharing(Frames::new().served().max_body(100), Replay::ttl(SECOND));
     let inner = Inner::default();
@@ -424,6 +493,7 @@ fn what_is_private_is_for_the_one_who_asked() {
         // The one who follows drives, and learns that it was not for him.
         let second = second.now_or_never().unwrap().unwrap();
         assert_eq!((inner.calls(), served(&second)), (2, Served::Bypassed));
+        assert_eq!((dedup.stats().misses, dedup.stats().collapsed), (2, 0), "now there are two calls");
         let mut first = first.now_or_never().unwrap().unwrap();
         assert_eq!((inner.calls(), served(&first)), (2, Served::Miss));
         inner.send(0, [Part::Data("a")]);
@@ -589,18 +659,20 @@ async fn a_stream_is_revalidated_to_its_end() {
 async fn a_revalidation_that_fails_leaves_what_is_kept() {
     let heads: [Head; 2] =
         [|head| head.status(503), |head| head.status(503).header("set-cookie", "session=1")];
-    for head in heads {
-        let dedup = told(Replay::ttl(SECOND).stale_while_revalidate(SECOND));
+    for (head, by_callers) in heads.into_iter().flat_map(|head| [(head, false), (head, true)]) {
+        let replay = Replay::ttl(SECOND).stale_while_revalidate(SECOND);
+        let dedup = told(if by_callers { replay.refresh_by_callers() } else { replay });
         let inner = Inner::default();
         let mut answer = inner.ask(&dedup, ok);
         inner.end();
         assert!(frame(&mut answer).is_none());
         advance(SECOND).await;
-        drop(inner.ask(&dedup, head));
-        advance(Duration::ZERO).await;
-        inner.end();
-        advance(Duration::ZERO).await;
-        assert!(matches!(served(&inner.ask(&dedup, ok)), Served::Stale { .. }));
+        for calls in [2, 3] {
+            assert!(matches!(served(&inner.ask(&dedup, head)), Served::Stale { .. }));
+            advance(Duration::ZERO).await;
+            assert_eq!((inner.calls(), inner.is_dropped(calls - 1)), (calls, true), "nobody reads it");
+        }
+        assert_eq!(dedup.stats().stale, 2);
     }
 }
 
