@@ -88,6 +88,7 @@ impl Dedup {
             "stale": stats.stale,
             "collapsed": stats.collapsed,
             "misses": stats.misses,
+            "refreshes": stats.refreshes,
             "bypassed": stats.bypassed,
             "hit_rate": stats.hit_rate(),
             "saved_tokens": self.saved_tokens.load(Relaxed),
