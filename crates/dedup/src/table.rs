@@ -143,68 +143,72 @@ impl<K: Hash + Eq + Clone, T> Table<K, T> {
         }
 
         let execution = Box::new(make());
-        let (_displaced, aloft, mut passed);
+        let (aloft, mut passed);
         passed = Passed::new();
         let mut inside = lock(&part.busy.0);
         let inside = &mut *inside;
         // It may have landed since.
         let seen = sight().unwrap_or(Seen::Nothing);
         aloft = inside.aloft.get(&key, &mut passed);
-        match seen {
-            Seen::Fresh(value, age) => return Found::hit(value, age),
-            Seen::Conflict => {
-                inside.counts.conflicts += 1;
-                return Found::Conflict;
-            }
-            Seen::Stale(tape, age) => {
-                let served = stale(age);
+        let begin = |inside: &mut _, home, execution| {
+            Self::begin(home, inside, key, fingerprint, Box::<E>::into_pin(execution))
+        };
+        match (seen, &aloft) {
+            (Seen::Fresh(value, age), _) => Found::hit(value, age),
+            (Seen::Stale(tape, age), aloft) => {
                 inside.counts.stale_hits += 1;
-                let refresh = match &aloft {
+                let refresh = match aloft {
                     Some(flight) if flight.is_held() => {
                         Refresh::Passes { flight: flight.clone(), leads: false }
                     }
                     Some(_) => Refresh::Runs,
                     None => {
-                        inside.counts.refreshes += 1;
-                        let runtime = self.replay.spawns.then(Handle::try_current).and_then(Result::ok);
-                        let home = match runtime {
-                            Some(_) => Home::Held(self.clone()),
-                            None => Home::Holds(Arc::downgrade(self)),
-                        };
-                        let flight = Self::begin(home, inside, key, fingerprint, Box::into_pin(execution));
-                        match runtime {
-                            Some(runtime) => {
-                                let left = self.replay.windows.revalidate.saturating_sub(age.stale_for());
-                                Refresh::Spawns(flight, runtime, left)
-                            }
-                            None => {
-                                let replace = |entry: &mut Entry<K, T>| entry.refresh.replace(flight.clone());
-                                _displaced = part.kept.change(&flight.key, replace);
-                                Refresh::Passes { flight, leads: true }
-                            }
-                        }
+                        let begin = |inside: &mut _, home| begin(inside, home, execution);
+                        self.refresh(part, inside, age, begin, &mut passed)
                     }
                 };
-                return Found::Stale(tape, served, refresh);
+                Found::Stale(tape, stale(age), refresh)
             }
-            Seen::Nothing => {}
-        }
-
-        match &aloft {
-            Some(flight) if flight.fingerprint.as_deref() != fingerprint.as_ref() => {
+            (Seen::Nothing, Some(flight)) if flight.fingerprint.as_deref() == fingerprint.as_ref() => {
+                inside.counts.collapsed += 1;
+                if flight.is_held() {
+                    // From now on it is for those who wait: should they all go, nobody would ever end it.
+                    passed.extend(part.kept.change(&flight.key, |entry| entry.refresh.take()).flatten());
+                }
+                Found::Joined(flight.clone(), execution)
+            }
+            (Seen::Conflict, _) | (Seen::Nothing, Some(_)) => {
                 inside.counts.conflicts += 1;
                 Found::Conflict
             }
-            Some(flight) => {
-                inside.counts.collapsed += 1;
-                Found::Joined(flight.clone(), execution)
-            }
-            None => {
+            (Seen::Nothing, None) => {
                 inside.counts.misses += 1;
-                let home = Home::Held(self.clone());
-                Found::Leads(Self::begin(home, inside, key, fingerprint, Box::into_pin(execution)))
+                Found::Leads(begin(inside, Home::Held(self.clone()), execution))
             }
         }
+    }
+
+    /// Begins a call for a new answer while the old one is served.
+    fn refresh(
+        self: &Arc<Self>,
+        part: &Part<K, T>,
+        inside: &mut Inside<K, T>,
+        old: Age,
+        begin: impl FnOnce(&mut Inside<K, T>, Home<K, T>) -> Arc<Flight<K, T>>,
+        passed: &mut Passed<K, T>,
+    ) -> Refresh<K, T> {
+        inside.counts.refreshes += 1;
+        if self.replay.spawns
+            && let Ok(runtime) = Handle::try_current()
+        {
+            let left = self.replay.windows.revalidate.saturating_sub(old.stale_for());
+            let flight = begin(inside, Home::Held(self.clone()));
+            return Refresh::Spawns(flight, runtime, left);
+        }
+        let flight = begin(inside, Home::Holds(Arc::downgrade(self)));
+        let replace = |entry: &mut Entry<K, T>| entry.refresh.replace(flight.clone());
+        passed.extend(part.kept.change(&flight.key, replace).flatten());
+        Refresh::Passes { flight, leads: true }
     }
 
     fn begin(
