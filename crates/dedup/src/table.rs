@@ -46,10 +46,12 @@ struct Part<K, T> {
 #[repr(align(128))]
 struct Busy<K, T>(Mutex<Inside<K, T>>);
 
+/// In this order, what a call that nobody shares changes is in one cache line with the lock.
+#[repr(C)]
 struct Inside<K, T> {
     aloft: Aloft<K, T>,
-    ledger: Ledger,
     counts: Counts,
+    ledger: Ledger,
 }
 
 struct Entry<K, T> {
@@ -63,10 +65,11 @@ struct Entry<K, T> {
 
 /// Fresh hits are counted where they are found.
 #[derive(Clone, Copy, Default)]
+#[repr(C)]
 struct Counts {
+    misses: u64,
     stale_hits: u64,
     stood_in: u64,
-    misses: u64,
     collapsed: u64,
     conflicts: u64,
     refreshes: u64,
