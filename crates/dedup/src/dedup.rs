@@ -124,8 +124,10 @@ pub struct Stats {
     pub hits: u64,
     /// Answers that were served though stale: such hits, and those to callers whose call had failed.
     pub stale: u64,
-    /// Calls that were made.
+    /// Calls for which one was made below.
     pub misses: u64,
+    /// Calls that were made for a new answer while the stale one was served.
+    pub refreshes: u64,
     /// Calls that joined one which another caller had begun.
     pub collapsed: u64,
     /// Calls without a key, made by themselves.

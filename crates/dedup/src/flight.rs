@@ -75,6 +75,8 @@ pub(crate) enum Arrival<T> {
 pub(crate) enum Outcome<T> {
     /// For all.
     Done(Value<T>),
+    /// An answer that is as good as an error, for all.
+    Failure(Arc<T>),
     /// It failed, and this stands in. Apart, since it is large and rare.
     StandIn(Box<(Arc<T>, Served)>),
     /// For the one whose request was sent.
@@ -86,6 +88,7 @@ impl<T> Clone for Outcome<T> {
     fn clone(&self) -> Self {
         match self {
             Self::Done(value) => Self::Done(value.clone()),
+            Self::Failure(tape) => Self::Failure(tape.clone()),
             Self::StandIn(stand_in) => Self::StandIn(stand_in.clone()),
             Self::Private(tape) => Self::Private(tape.clone()),
             Self::Panicked => Self::Panicked,
@@ -149,6 +152,13 @@ impl<T> Landed<T> {
     }
 }
 
+impl<K, T> Flight<K, T> {
+    /// Whether the table holds it, so that it may be that nobody drives it.
+    pub(crate) const fn is_held(&self) -> bool {
+        matches!(self.home, Home::Holds(_))
+    }
+}
+
 impl<K: Eq + Clone, T> Flight<K, T> {
     pub(crate) fn new(
         home: Home<K, T>,
@@ -195,19 +205,22 @@ impl<K: Eq + Clone, T> Flight<K, T> {
                         self.leave(!failed);
                         Arrival::Shared(Outcome::Private(Arc::new(tape)))
                     }
-                    _ if stand_in.is_some() => {
-                        self.leave(false);
-                        Arrival::Own(tape)
+                    (Verdict::Failure, size) => {
+                        // Of a refresh nobody reads on, so it would never be over.
+                        if size.is_some() || stand_in.is_some() || self.is_held() {
+                            self.leave(false);
+                        }
+                        Arrival::Shared(Outcome::Failure(Arc::new(tape)))
                     }
-                    (_, Some(size)) => self.keep(tape, verdict, size),
-                    (_, None) => Arrival::Own(tape),
+                    (Verdict::Keep(_) | Verdict::Share(_), Some(size)) => self.keep(tape, verdict, size),
+                    (Verdict::Keep(_) | Verdict::Share(_), None) => Arrival::Own(tape),
                 };
                 (arrival, verdict)
             }
             Err(error) => {
                 let error = SharedError::new(error);
                 self.home.with(|table| match table.replay.keep_error() {
-                    Some(terms) if stand_in.is_none() => {
+                    Some(terms) if stand_in.is_none() && !table.serves(self) => {
                         table.land(self, Err(error.clone()), size_of::<SharedError>(), terms);
                     }
                     _ => table.leave(self, false),
@@ -222,7 +235,7 @@ impl<K: Eq + Clone, T> Flight<K, T> {
     fn keep(&self, tape: T, verdict: Verdict, size: usize) -> Arrival<T> {
         let kept = self.home.with(|table| table.replay.keep(&tape, verdict, size));
         let Some((terms, size)) = kept.flatten() else {
-            self.leave(verdict != Verdict::Failure);
+            self.leave(true);
             return Arrival::Own(tape);
         };
         let tape = Arc::new(tape);
@@ -242,9 +255,12 @@ impl<K: Eq + Clone + Send + Sync, T: Send + Sync> Landing<T> for Flight<K, T> {
         if !self.aloft.load(Relaxed) {
             return;
         }
-        let flown = self.relay.look(|flown| match flown.as_deref() {
-            Some(Flown { outcome: Outcome::Done(Ok(tape)), verdict, .. }) => Some((tape.clone(), *verdict)),
-            _ => None,
+        let flown = self.relay.look(|flown| {
+            let Flown { outcome, verdict, .. } = flown.as_deref()?;
+            match outcome {
+                Outcome::Done(Ok(tape)) | Outcome::Failure(tape) => Some((tape.clone(), *verdict)),
+                _ => None,
+            }
         });
         let Some((tape, verdict)) = flown else { return };
         let leaves = Leaves(self);
@@ -302,11 +318,6 @@ impl<K: Eq + Clone, T> Seat<K, T> {
         self
     }
 
-    /// Whether the call was made with this caller's request.
-    pub(crate) const fn leads(&self) -> bool {
-        self.leads
-    }
-
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Arrival<T>> {
         self.flight.poll(&mut self.place, self.no_cache, cx)
     }
@@ -314,6 +325,16 @@ impl<K: Eq + Clone, T> Seat<K, T> {
     /// The caller is answered with what stands in.
     pub(crate) fn stood_in(&self) {
         self.flight.home.with(|table| table.stood_in(&self.flight));
+    }
+
+    /// The caller, who has joined, makes a call of his own.
+    pub(crate) fn parts(&self) {
+        self.flight.home.with(|table| table.parted(&self.flight));
+    }
+
+    /// The caller, who was to be served what is stale, has got what is new.
+    pub(crate) fn renewed(&self) {
+        self.flight.home.with(|table| table.renewed(&self.flight, self.leads));
     }
 }
 

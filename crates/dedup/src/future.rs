@@ -86,10 +86,16 @@ where
                 }
                 StageProjection::Passing { seat, tape, served } => {
                     let mut seat = seat.take().expect("polled after completion");
-                    let response = match seat.poll(cx) {
-                        Poll::Ready(Arrival::Own(tape)) => this.share.play(&tape, seat.ticket()),
-                        Poll::Ready(Arrival::Shared(Outcome::Done(Ok(tape)))) => {
-                            this.share.play(&tape, seat.ticket())
+                    let arrival = seat.poll(cx);
+                    let new = match &arrival {
+                        Poll::Ready(Arrival::Own(tape)) => Some(tape),
+                        Poll::Ready(Arrival::Shared(Outcome::Done(Ok(tape)))) => Some(&**tape),
+                        _ => None,
+                    };
+                    let response = match new {
+                        Some(tape) if this.share.is_whole(tape) => {
+                            seat.renewed();
+                            this.share.play(tape, seat.ticket())
                         }
                         _ => this.share.play(tape, Ticket::kept(*served)),
                     };
@@ -103,12 +109,13 @@ where
                         Arrival::Own(tape) => {
                             return Poll::Ready(Ok(this.share.play(&tape, seat.ticket())));
                         }
-                        Arrival::Shared(Outcome::Private(_)) if !seat.leads() => {
-                            instead.take().expect("whoever follows has a request of its own")
-                        }
-                        Arrival::Shared(outcome) => {
-                            return Poll::Ready(arrived(outcome, seat, this.share));
-                        }
+                        Arrival::Shared(outcome) => match instead.take() {
+                            Some(instead) if !is_for_all(&outcome, this.share) => {
+                                seat.parts();
+                                instead
+                            }
+                            _ => return Poll::Ready(arrived(outcome, seat, this.share)),
+                        },
                     }
                 }
                 StageProjection::Alone { call } => {
@@ -125,6 +132,15 @@ where
     }
 }
 
+/// Whether it is for those who have joined, too.
+fn is_for_all<Res, T, X: Share<Res, Tape = T>>(outcome: &Outcome<T>, share: &X) -> bool {
+    match outcome {
+        Outcome::Private(_) => false,
+        Outcome::Done(Ok(tape)) | Outcome::Failure(tape) => share.is_whole(tape),
+        _ => true,
+    }
+}
+
 fn arrived<Res, K, T, X>(outcome: Outcome<T>, seat: Seat<K, T>, share: &X) -> Result<X::Response, BoxError>
 where
     K: Eq + Clone + Send + Sync + 'static,
@@ -132,7 +148,9 @@ where
     X: Share<Res, Tape = T>,
 {
     match outcome {
-        Outcome::Done(Ok(tape)) | Outcome::Private(tape) => Ok(share.play(&tape, seat.ticket())),
+        Outcome::Done(Ok(tape)) | Outcome::Failure(tape) | Outcome::Private(tape) => {
+            Ok(share.play(&tape, seat.ticket()))
+        }
         Outcome::StandIn(stand_in) => {
             let (tape, served) = *stand_in;
             seat.stood_in();

@@ -29,6 +29,11 @@ impl<K> Identity<K> {
         Self { key, fingerprint: None, no_cache: false }
     }
 
+    /// The key, for [`Dedup::invalidate`](crate::Dedup::invalidate).
+    pub const fn key(&self) -> &K {
+        &self.key
+    }
+
     /// The payload that comes with the key. A call with the same key and another fingerprint, or none, is refused as a
     /// conflict as long as the first one is under way or its answer is served. Nor does an answer stand in for an error of a
     /// call with another fingerprint.

@@ -57,7 +57,8 @@ impl<T> Replay<T> {
     /// For so long after it was fresh, an answer is served as it is while a new one is fetched, one at a time. Zero by
     /// default.
     ///
-    /// The new one is fetched by a task on the caller's tokio runtime, which ends with the call;
+    /// The new one is fetched by a task on the caller's tokio runtime, which has to have timers: it ends with the call, or with
+    /// the time in which the old answer is served, when those who wait for a new one go on with the call.
     /// [`refresh_by_callers`](Self::refresh_by_callers) does without it.
     #[must_use]
     pub fn stale_while_revalidate(mut self, window: Duration) -> Self {
@@ -66,7 +67,7 @@ impl<T> Replay<T> {
     }
 
     /// No task fetches the new answer: each caller who is served a stale one drives the call once before, until one finds
-    /// it done. For runtimes that are not tokio's, too.
+    /// it done. That is what happens outside of tokio's runtime, too.
     #[must_use]
     pub fn refresh_by_callers(mut self) -> Self {
         self.spawns = false;

@@ -3,10 +3,11 @@ use std::{
     future::poll_fn,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bartizan_core::BoxError;
-use tokio::runtime::Handle;
+use tokio::time::timeout;
 use tower_service::Service;
 
 use crate::{
@@ -84,42 +85,37 @@ where
                 ResponseFuture::waiting(Seat::new(flight, true).no_cache(no_cache), None, share)
             }
             Found::Conflict => ResponseFuture::conflict(share),
-            Found::Stale(tape, served, refresh) => {
-                let seat = match refresh {
-                    Refresh::Runs => None,
-                    Refresh::Joined(flight) => Some(Seat::new(flight, false)),
-                    Refresh::Leads(flight) => self.refresh(Seat::new(flight, true)),
-                };
-                match seat {
-                    None => ResponseFuture::kept(Ok(tape), served, share),
-                    Some(seat) => ResponseFuture::passing(seat, tape, served, share),
+            Found::Stale(tape, served, refresh) => match refresh {
+                Refresh::Runs => ResponseFuture::kept(Ok(tape), served, share),
+                Refresh::Passes { flight, leads } => {
+                    ResponseFuture::passing(Seat::new(flight, leads), tape, served, share)
                 }
-            }
+                Refresh::Spawns(flight, runtime, left) => {
+                    runtime.spawn(fetch(Seat::new(flight, true), share.clone(), left));
+                    ResponseFuture::kept(Ok(tape), served, share)
+                }
+            },
         }
     }
 }
 
-impl<S, K: Eq + Clone, T, X: Clone, F> Deduplicate<S, K, T, X, F> {
-    /// Has a task drive a call that nobody waits for. Gives the seat back if callers are to do it.
-    fn refresh<Res>(&self, mut seat: Seat<K, T>) -> Option<Seat<K, T>>
-    where
-        K: Send + Sync + 'static,
-        T: Send + Sync + 'static,
-        X: Share<Res, Tape = T> + Send + 'static,
-    {
-        let runtime = if self.table.replay.spawns { Handle::try_current().ok() } else { None };
-        let Some(runtime) = runtime else { return Some(seat) };
-        let share = self.share.clone();
-        runtime.spawn(async move {
-            // Whoever is alone with a stream is not alone with its answer: it is in the table until all of it is there.
-            if let Arrival::Shared(Outcome::Done(Ok(tape))) = poll_fn(|cx| seat.poll(cx)).await {
-                let ticket = seat.ticket();
-                drop(seat);
-                share.rest(&tape, ticket).await;
-            }
-        });
-        None
-    }
+/// Drives a call that nobody waits for, as long as there is a stale answer to serve. From then on callers wait for it, and if
+/// there are none it is over: nobody would ever end a call that hangs.
+async fn fetch<Res, K, T, X>(mut seat: Seat<K, T>, share: X, left: Duration)
+where
+    K: Eq + Clone + Send + Sync + 'static,
+    T: Send + Sync + 'static,
+    X: Share<Res, Tape = T>,
+{
+    let drive = async move {
+        // Whoever is alone with a stream is not alone with its answer: it is in the table until all of it is there.
+        if let Arrival::Shared(Outcome::Done(Ok(tape))) = poll_fn(|cx| seat.poll(cx)).await {
+            let ticket = seat.ticket();
+            drop(seat);
+            share.rest(&tape, ticket).await;
+        }
+    };
+    let _ = timeout(left, drive).await;
 }
 
 impl<S: Clone, K, T, X: Clone, F: Clone> Clone for Deduplicate<S, K, T, X, F> {

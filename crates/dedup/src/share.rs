@@ -36,6 +36,12 @@ pub trait Share<Res>: Clone {
         Verdict::Keep(Limits::none())
     }
 
+    /// Whether it can still be given from its beginning. Where it cannot, whoever has waited for it makes a call of its own.
+    fn is_whole(&self, tape: &Self::Tape) -> bool {
+        let _ = tape;
+        true
+    }
+
     /// The response for one caller.
     ///
     /// A response that is not complete holds the ticket until its caller has all of it: what is under way ends when nobody
@@ -222,7 +228,8 @@ pub enum Served {
         /// How long ago it ceased to be fresh.
         stale_for: Duration,
     },
-    /// From a call of its own, which has no key: it was shared with nobody, and is not kept.
+    /// From a call of its own that was shared with nobody and is not kept: it had no key, or what had been answered to another
+    /// caller was for that one alone.
     Bypassed,
 }
 

@@ -6,14 +6,16 @@
 
 use std::{
     hash::{BuildHasher, Hash, RandomState},
-    iter,
+    iter, ptr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use bartizan_core::BoxError;
+use tokio::runtime::Handle;
 
 use crate::{
     Fingerprint, Identity, Replay, Served, Stats,
@@ -44,10 +46,12 @@ struct Part<K, T> {
 #[repr(align(128))]
 struct Busy<K, T>(Mutex<Inside<K, T>>);
 
+/// In this order, what a call that nobody shares changes is in one cache line with the lock.
+#[repr(C)]
 struct Inside<K, T> {
     aloft: Aloft<K, T>,
-    ledger: Ledger,
     counts: Counts,
+    ledger: Ledger,
 }
 
 struct Entry<K, T> {
@@ -61,12 +65,14 @@ struct Entry<K, T> {
 
 /// Fresh hits are counted where they are found.
 #[derive(Clone, Copy, Default)]
+#[repr(C)]
 struct Counts {
+    misses: u64,
     stale_hits: u64,
     stood_in: u64,
-    misses: u64,
     collapsed: u64,
     conflicts: u64,
+    refreshes: u64,
 }
 
 /// What there is for a call.
@@ -83,11 +89,11 @@ pub(crate) enum Found<K, T, E> {
 }
 
 pub(crate) enum Refresh<K, T> {
-    /// It has begun with this caller.
-    Leads(Arc<Flight<K, T>>),
-    /// This caller may drive it.
-    Joined(Arc<Flight<K, T>>),
-    /// A task drives it.
+    /// It is for a task there, for as long as the stale answer is served.
+    Spawns(Arc<Flight<K, T>>, Handle, Duration),
+    /// Callers drive it as they pass. `leads`: it has begun with this one.
+    Passes { flight: Arc<Flight<K, T>>, leads: bool },
+    /// It is none of this caller's business.
     Runs,
 }
 
@@ -140,66 +146,72 @@ impl<K: Hash + Eq + Clone, T> Table<K, T> {
         }
 
         let execution = Box::new(make());
-        let (_displaced, aloft, mut passed);
+        let (aloft, mut passed);
         passed = Passed::new();
         let mut inside = lock(&part.busy.0);
         let inside = &mut *inside;
         // It may have landed since.
         let seen = sight().unwrap_or(Seen::Nothing);
         aloft = inside.aloft.get(&key, &mut passed);
-        match seen {
-            Seen::Fresh(value, age) => return Found::hit(value, age),
-            Seen::Conflict => {
-                inside.counts.conflicts += 1;
-                return Found::Conflict;
-            }
-            Seen::Stale(tape, age) => {
-                let served = stale(age);
+        let begin = |inside: &mut _, home, execution| {
+            Self::begin(home, inside, key, fingerprint, Box::<E>::into_pin(execution))
+        };
+        match (seen, &aloft) {
+            (Seen::Fresh(value, age), _) => Found::hit(value, age),
+            (Seen::Stale(tape, age), aloft) => {
                 inside.counts.stale_hits += 1;
-                let refresh = match &aloft {
-                    Some(_) if self.replay.spawns => Refresh::Runs,
-                    Some(flight) => Refresh::Joined(flight.clone()),
+                let refresh = match aloft {
+                    Some(flight) if flight.is_held() => {
+                        Refresh::Passes { flight: flight.clone(), leads: false }
+                    }
+                    Some(_) => Refresh::Runs,
                     None => {
-                        let home = if self.replay.spawns {
-                            Home::Held(self.clone())
-                        } else {
-                            Home::Holds(Arc::downgrade(self))
-                        };
-                        Refresh::Leads(Self::begin(
-                            home,
-                            inside,
-                            key.clone(),
-                            fingerprint,
-                            Box::into_pin(execution),
-                        ))
+                        let begin = |inside: &mut _, home| begin(inside, home, execution);
+                        self.refresh(part, inside, age, begin, &mut passed)
                     }
                 };
-                if let Refresh::Leads(flight) = &refresh
-                    && !self.replay.spawns
-                {
-                    let replace = |entry: &mut Entry<K, T>| entry.refresh.replace(flight.clone());
-                    _displaced = part.kept.change(&flight.key, replace);
-                }
-                return Found::Stale(tape, served, refresh);
+                Found::Stale(tape, stale(age), refresh)
             }
-            Seen::Nothing => {}
-        }
-
-        match &aloft {
-            Some(flight) if flight.fingerprint.as_deref() != fingerprint.as_ref() => {
+            (Seen::Nothing, Some(flight)) if flight.fingerprint.as_deref() == fingerprint.as_ref() => {
+                inside.counts.collapsed += 1;
+                if flight.is_held() {
+                    // From now on it is for those who wait: should they all go, nobody would ever end it.
+                    passed.extend(part.kept.change(&flight.key, |entry| entry.refresh.take()).flatten());
+                }
+                Found::Joined(flight.clone(), execution)
+            }
+            (Seen::Conflict, _) | (Seen::Nothing, Some(_)) => {
                 inside.counts.conflicts += 1;
                 Found::Conflict
             }
-            Some(flight) => {
-                inside.counts.collapsed += 1;
-                Found::Joined(flight.clone(), execution)
-            }
-            None => {
+            (Seen::Nothing, None) => {
                 inside.counts.misses += 1;
-                let home = Home::Held(self.clone());
-                Found::Leads(Self::begin(home, inside, key, fingerprint, Box::into_pin(execution)))
+                Found::Leads(begin(inside, Home::Held(self.clone()), execution))
             }
         }
+    }
+
+    /// Begins a call for a new answer while the old one is served.
+    fn refresh(
+        self: &Arc<Self>,
+        part: &Part<K, T>,
+        inside: &mut Inside<K, T>,
+        old: Age,
+        begin: impl FnOnce(&mut Inside<K, T>, Home<K, T>) -> Arc<Flight<K, T>>,
+        passed: &mut Passed<K, T>,
+    ) -> Refresh<K, T> {
+        inside.counts.refreshes += 1;
+        if self.replay.spawns
+            && let Ok(runtime) = Handle::try_current()
+        {
+            let left = self.replay.windows.revalidate.saturating_sub(old.stale_for());
+            let flight = begin(inside, Home::Held(self.clone()));
+            return Refresh::Spawns(flight, runtime, left);
+        }
+        let flight = begin(inside, Home::Holds(Arc::downgrade(self)));
+        let replace = |entry: &mut Entry<K, T>| entry.refresh.replace(flight.clone());
+        passed.extend(part.kept.change(&flight.key, replace).flatten());
+        Refresh::Passes { flight, leads: true }
     }
 
     fn begin(
@@ -249,12 +261,13 @@ impl<K: Hash + Eq + Clone, T> Table<K, T> {
             _left = part
                 .kept
                 .retain(&mut inside.ledger, |entry| entry.life.at(now, windows).0 != Freshness::Gone);
-            let Counts { stale_hits, stood_in, misses, collapsed, conflicts } = inside.counts;
+            let Counts { stale_hits, stood_in, misses, collapsed, conflicts, refreshes } = inside.counts;
             stats.hits += stale_hits + part.kept.hits(&inside.ledger);
             stats.stale += stale_hits + stood_in;
             stats.misses += misses;
             stats.collapsed += collapsed;
             stats.conflicts += conflicts;
+            stats.refreshes += refreshes;
             stats.in_flight += inside.aloft.len();
             stats.entries += inside.ledger.entries();
             stats.bytes += inside.ledger.bytes();
@@ -277,18 +290,60 @@ impl<K: Eq, T> Table<K, T> {
         part.kept.look(&flight.key, |entry, _| stands_in(entry)).flatten()
     }
 
+    /// Whether an answer is kept that is served still, in whatever window.
+    pub(crate) fn serves(&self, flight: &Flight<K, T>) -> bool {
+        let now = self.clock.now();
+        let part = self.part(flight.key.hash);
+        let _inside = lock(&part.busy.0);
+        let serves = |entry: &Entry<K, T>| {
+            entry.value.is_ok() && entry.life.at(now, self.replay.windows).0 != Freshness::Gone
+        };
+        part.kept.look(&flight.key, |entry, _| serves(entry)).unwrap_or(false)
+    }
+
     /// A caller whose call failed was answered all the same.
     pub(crate) fn stood_in(&self, flight: &Flight<K, T>) {
-        lock(&self.part(flight.key.hash).busy.0).counts.stood_in += 1;
+        self.count(flight, |counts| counts.stood_in += 1);
+    }
+
+    /// A caller who had joined makes a call of his own.
+    pub(crate) fn parted(&self, flight: &Flight<K, T>) {
+        self.count(flight, |counts| {
+            counts.collapsed -= 1;
+            counts.misses += 1;
+        });
+    }
+
+    /// A caller who was to be served what is stale has got what is new. `leads`: it is what he asked for himself.
+    pub(crate) fn renewed(&self, flight: &Flight<K, T>, leads: bool) {
+        self.count(flight, |counts| {
+            counts.stale_hits -= 1;
+            if leads {
+                counts.refreshes -= 1;
+                counts.misses += 1;
+            } else {
+                counts.collapsed += 1;
+            }
+        });
+    }
+
+    fn count(&self, flight: &Flight<K, T>, count: impl FnOnce(&mut Counts)) {
+        count(&mut lock(&self.part(flight.key.hash).busy.0).counts);
     }
 
     /// Nobody joins the call any more and it is not kept. `supersedes`: nor is what was kept before.
     pub(crate) fn leave(&self, flight: &Flight<K, T>, supersedes: bool) {
         let part = self.part(flight.key.hash);
-        let _left;
+        let (_left, _displaced);
         let mut inside = lock(&part.busy.0);
-        if inside.take(flight) && supersedes {
+        if !inside.take(flight) {
+            return;
+        }
+        if supersedes {
             _left = part.kept.remove(&mut inside.ledger, &flight.key);
+        } else if flight.is_held() {
+            let is_it = |refresh: &mut Arc<Flight<K, T>>| ptr::eq(&**refresh, flight);
+            _displaced = part.kept.change(&flight.key, |entry| entry.refresh.take_if(is_it));
         }
     }
 }

@@ -19,10 +19,10 @@ use std::{
 };
 
 use bartizan_core::{Rejected, RejectionKind};
-use bartizan_dedup::{Dedup, Frames, Playback, Replay, Served, Share, Verdict};
+use bartizan_dedup::{Dedup, Frames, Key, Playback, Replay, RequestKey, Served, Share, Verdict};
 use bytes::{Buf, Bytes, buf::Chain};
 use futures_util::FutureExt;
-use http::{Response, response};
+use http::{Request, Response, response};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Full};
 use tokio::time::advance;
@@ -292,6 +292,75 @@ fn one_that_is_known_to_be_too_long_is_joined_by_nobody() {
     assert_eq!(verdict(Response::builder(), long), Verdict::Private, "the body knows it itself");
     let head = verdict(Response::builder().header("content-length", "1000"), "");
     assert!(matches!(head, Verdict::Keep(_)), "of what is there at once nothing is to come");
+}
+
+#[test]
+fn what_a_request_was_known_by_can_be_forgotten() {
+    let dedup = told::<Key>(Replay::ttl(SECOND));
+    let key = RequestKey::scoped_by(|_: &Request<&'static str>| Some("acme"));
+    let request = || Request::new("");
+    let known = *key.of(&request()).unwrap().key();
+    let service = dedup
+        .layer(move |request: &Request<&'static str>| key.of(request))
+        .layer(service_fn(async |_| Ok::<_, Infallible>(Response::new(Full::new(Bytes::new())))));
+    let ask = || service.clone().oneshot(request()).now_or_never().unwrap().unwrap();
+    drop(ask());
+    assert_eq!(dedup.stats().entries, 1);
+    dedup.invalidate(&known);
+    assert_eq!(ask().extensions().get(), Some(&Served::Miss));
+}
+
+/// He had no turn before the body's beginning was gone, so he has his own.
+#[test]
+fn who_joins_a_body_that_has_lost_its_beginning_makes_a_call_of_his_own() {
+    let dedup = Dedup::sharing(Frames::new().served().max_body(1_000), Replay::ttl(SECOND));
+    let inner = Inner::default();
+    let [first, second] = [0; 2].map(|_| inner.try_ask(&dedup, ok));
+    let mut first = first.now_or_never().unwrap().unwrap();
+    let long = "x".repeat(600).leak();
+    inner.send(0, [Part::Data(long), Part::Data(long)]);
+    assert_eq!([data(&mut first), data(&mut first)], [long.as_bytes(); 2]);
+
+    let mut second = second.now_or_never().unwrap().unwrap();
+    assert_eq!((inner.calls(), served(&second)), (2, Served::Bypassed));
+    inner.send(1, [Part::Data("b")]);
+    assert_eq!(data(&mut second), "b");
+    assert_eq!((dedup.stats().misses, dedup.stats().collapsed), (2, 0));
+}
+
+/// And one who could have the new answer has the stale one then.
+#[tokio::test(start_paused = true)]
+async fn who_passes_a_body_that_has_lost_its_beginning_is_served_the_stale_one() {
+    let replay = Replay::ttl(SECOND).stale_while_revalidate(SECOND).refresh_by_callers();
+    let dedup = Dedup::sharing(Frames::new().served().max_body(1_000), replay);
+    let inner = Inner::default();
+    let mut answer = inner.ask(&dedup, ok);
+    inner.end();
+    assert!(frame(&mut answer).is_none());
+    advance(SECOND).await;
+    let mut new = inner.ask(&dedup, ok);
+    assert_eq!(served(&new), Served::Miss);
+    let passes = inner.try_ask(&dedup, ok);
+    let long = "x".repeat(600).leak();
+    inner.send(1, [Part::Data(long), Part::Data(long)]);
+    assert_eq!([data(&mut new), data(&mut new)], [long.as_bytes(); 2]);
+    assert!(matches!(served(&passes.now_or_never().unwrap().unwrap()), Served::Stale { .. }));
+    assert_eq!(inner.calls(), 2);
+}
+
+#[test]
+fn nobody_joins_a_failure_of_which_all_is_there() {
+    let (dedup, inner) = (kept(), Inner::default());
+    let mut first = inner.ask(&dedup, |head| head.status(503));
+    inner.send(0, [Part::Data("no")]);
+    let mut second = inner.ask(&dedup, ok);
+    assert_eq!((second.status().as_u16(), served(&second)), (503, Served::Collapsed));
+    inner.end();
+    for answer in [&mut first, &mut second] {
+        assert_eq!(data(answer), "no");
+        assert!(frame(answer).is_none());
+    }
+    assert_eq!(served(&inner.ask(&dedup, ok)), Served::Miss, "though others have it still");
 }
 
 #[test]

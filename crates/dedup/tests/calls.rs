@@ -411,6 +411,145 @@ async fn a_refresh_that_fails_is_tried_again_and_one_that_nobody_drives_is_dropp
     assert!(inner.is_dropped(2));
 }
 
+/// Nobody would ever end it: the task goes when there is nothing stale to serve any more, and the call with it, unless somebody
+/// has joined.
+#[tokio::test(start_paused = true)]
+async fn a_refresh_that_hangs_does_not_keep_the_key() {
+    for joined in [false, true] {
+        let (dedup, inner) =
+            (Dedup::new(Replay::ttl(SECOND).stale_while_revalidate(SECOND)), Inner::default());
+        let mut call = ask(&dedup, &inner, "k");
+        assert_pending!(call.poll());
+        inner.answer(0, "old");
+        assert!(assert_ready!(call.poll()).is_ok());
+        advance(SECOND + SECOND / 2).await;
+        assert_eq!(assert_ready!(ask(&dedup, &inner, "k").poll()).unwrap(), "old");
+        turns().await;
+        assert_eq!(inner.calls(), 2, "it is fetched");
+        advance(SECOND / 2 - Duration::from_millis(1)).await;
+        turns().await;
+        assert!(!inner.is_dropped(1), "as long as the old one is served");
+        advance(Duration::from_millis(1)).await;
+        let mut call = ask(&dedup, &inner, "k");
+        if joined {
+            assert_pending!(call.poll());
+        }
+        turns().await;
+        turns().await;
+        assert_eq!(tokio::runtime::Handle::current().metrics().num_alive_tasks(), 0);
+        assert_eq!(inner.is_dropped(1), !joined);
+        if joined {
+            inner.answer(1, "new");
+            assert_eq!(assert_ready!(call.poll()).unwrap(), "new");
+        } else {
+            assert_pending!(call.poll());
+            assert_eq!(inner.calls(), 3, "another one");
+        }
+    }
+}
+
+/// Where no task drives it, whoever waits for it is the one to end it.
+#[tokio::test(start_paused = true)]
+async fn a_refresh_by_callers_that_hangs_ends_with_those_who_have_waited_for_it() {
+    let replay = Replay::ttl(SECOND).stale_while_revalidate(SECOND).refresh_by_callers();
+    let (dedup, inner) = (Dedup::new(replay), Inner::default());
+    let mut call = ask(&dedup, &inner, "k");
+    assert_pending!(call.poll());
+    inner.answer(0, "old");
+    assert!(assert_ready!(call.poll()).is_ok());
+    advance(SECOND).await;
+    assert_eq!(assert_ready!(ask(&dedup, &inner, "k").poll()).unwrap(), "old");
+    advance(SECOND).await;
+    let mut waits = ask(&dedup, &inner, "k");
+    assert_pending!(waits.poll());
+    assert_eq!((inner.calls(), inner.is_dropped(1)), (2, false));
+    drop(waits);
+    assert!(inner.is_dropped(1));
+    assert_pending!(ask(&dedup, &inner, "k").poll());
+    assert_eq!(inner.calls(), 3);
+}
+
+/// Time is the real one, and every answer stale at once.
+#[test]
+fn callers_fetch_the_new_answer_where_no_runtime_does() {
+    let replay = Replay::ttl(Duration::from_nanos(1)).stale_while_revalidate(3_600 * SECOND);
+    let (dedup, inner) = (Dedup::new(replay), Inner::default());
+    let mut call = ask(&dedup, &inner, "k");
+    assert_pending!(call.poll());
+    inner.answer(0, "old");
+    assert!(assert_ready!(call.poll()).is_ok());
+    for _ in 0..3 {
+        assert_eq!(assert_ready!(ask(&dedup, &inner, "k").poll()).unwrap(), "old");
+        assert_eq!((inner.calls(), inner.is_dropped(1)), (2, false), "one call fetches the new one");
+    }
+    inner.answer(1, "new");
+    assert_eq!(assert_ready!(ask(&dedup, &inner, "k").poll()).unwrap(), "new");
+}
+
+/// One who drives a refresh and finds its answer has missed, or joined; he was served nothing stale.
+#[tokio::test(start_paused = true)]
+async fn refreshes_are_counted_apart_from_calls_that_wait() {
+    let replay = Replay::ttl(SECOND).stale_while_revalidate(9 * SECOND).refresh_by_callers();
+    let (dedup, inner) = (Dedup::new(replay), Inner::default());
+    let mut call = ask(&dedup, &inner, "k");
+    assert_pending!(call.poll());
+    inner.answer(0, "old");
+    assert!(assert_ready!(call.poll()).is_ok());
+    advance(SECOND).await;
+    assert_eq!(assert_ready!(ask(&dedup, &inner, "k").poll()).unwrap(), "old");
+    let stats = dedup.stats();
+    assert_eq!((stats.misses, stats.refreshes, stats.hits, stats.stale), (1, 1, 1, 1));
+    inner.answer(1, "new");
+    assert_eq!(assert_ready!(ask(&dedup, &inner, "k").poll()).unwrap(), "new");
+    let stats = dedup.stats();
+    assert_eq!((stats.misses, stats.refreshes, stats.collapsed, stats.hits), (1, 1, 1, 1));
+
+    advance(SECOND).await;
+    let service = dedup.layer(|key: &&'static str| Some((*key).to_owned()));
+    let mut at_once = service.layer(service_fn(async |_| Ok::<_, BoxError>("newest".to_owned())));
+    assert_eq!(at_once.call("k").now_or_never().unwrap().unwrap(), "newest");
+    let stats = dedup.stats();
+    assert_eq!((stats.misses, stats.refreshes, stats.stale), (2, 1, 1), "it has waited for its own call");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_is_not_kept_in_place_of_an_answer_that_is_served_still() {
+    let replay = Replay::ttl(SECOND).stale_while_revalidate(9 * SECOND).negative_ttl(9 * SECOND);
+    let (dedup, inner) = (Dedup::new(replay), Inner::default());
+    let mut call = ask(&dedup, &inner, "k");
+    assert_pending!(call.poll());
+    inner.answer(0, "old");
+    assert!(assert_ready!(call.poll()).is_ok());
+    advance(SECOND).await;
+    for n in [1, 2] {
+        assert_eq!(assert_ready!(ask(&dedup, &inner, "k").poll()).unwrap(), "old");
+        turns().await;
+        inner.fail(n, "no");
+        turns().await;
+    }
+    advance(9 * SECOND).await;
+    let mut call = ask(&dedup, &inner, "k");
+    assert_pending!(call.poll());
+    inner.fail(3, "no");
+    assert!(assert_ready!(call.poll()).is_err());
+    assert!(assert_ready!(ask(&dedup, &inner, "k").poll()).is_err());
+    assert_eq!(inner.calls(), 4, "now it is");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_error_takes_the_place_of_an_old_one() {
+    let dedup: Dedup<u8, u8> = Dedup::new(Replay::ttl(SECOND).negative_ttl(SECOND));
+    let key = |fresh: &bool| Some(if *fresh { Identity::new(1).no_cache() } else { Identity::new(1) });
+    let service = dedup.layer(key).layer(service_fn(async |_| Err::<u8, _>("no")));
+    let ask = |fresh| service.clone().call(fresh).now_or_never().unwrap().unwrap_err();
+    ask(false);
+    advance(SECOND / 2).await;
+    ask(true);
+    advance(SECOND / 2).await;
+    ask(false);
+    assert_eq!((dedup.stats().hits, dedup.stats().misses), (1, 2), "it is kept from when it came");
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_answer_stands_in_for_an_error_while_it_may() {
     let (dedup, inner) = (Dedup::new(Replay::ttl(SECOND).stale_if_error(SECOND)), Inner::default());

@@ -108,6 +108,7 @@ fn what_is_private_is_for_the_one_who_asked() {
         // The one who follows drives, and learns that it was not for him.
         let second = second.now_or_never().unwrap().unwrap();
         assert_eq!((inner.calls(), served(&second)), (2, Served::Bypassed));
+        assert_eq!((dedup.stats().misses, dedup.stats().collapsed), (2, 0), "now there are two calls");
         let mut first = first.now_or_never().unwrap().unwrap();
         assert_eq!((inner.calls(), served(&first)), (2, Served::Miss));
         inner.send(0, [Part::Data("a")]);
@@ -288,18 +289,20 @@ async fn a_server_that_asks_to_come_later_has_failed() {
 async fn a_revalidation_that_fails_leaves_what_is_kept() {
     let heads: [Head; 2] =
         [|head| head.status(503), |head| head.status(503).header("set-cookie", "session=1")];
-    for head in heads {
-        let dedup = told(Replay::ttl(SECOND).stale_while_revalidate(SECOND));
+    for (head, by_callers) in heads.into_iter().flat_map(|head| [(head, false), (head, true)]) {
+        let replay = Replay::ttl(SECOND).stale_while_revalidate(SECOND);
+        let dedup = told(if by_callers { replay.refresh_by_callers() } else { replay });
         let inner = Inner::default();
         let mut answer = inner.ask(&dedup, ok);
         inner.end();
         assert!(frame(&mut answer).is_none());
         advance(SECOND).await;
-        drop(inner.ask(&dedup, head));
-        advance(Duration::ZERO).await;
-        inner.end();
-        advance(Duration::ZERO).await;
-        assert!(matches!(served(&inner.ask(&dedup, ok)), Served::Stale { .. }));
+        for calls in [2, 3] {
+            assert!(matches!(served(&inner.ask(&dedup, head)), Served::Stale { .. }));
+            advance(Duration::ZERO).await;
+            assert_eq!((inner.calls(), inner.is_dropped(calls - 1)), (calls, true), "nobody reads it");
+        }
+        assert_eq!(dedup.stats().stale, 2);
     }
 }
 

@@ -17,7 +17,7 @@ use bartizan_core::{Ending, Guard, GuardedBody, sse::Decoder};
 use bartizan_dedup::{Frames, Key, Recording, Replay, RequestKey, Served};
 use bartizan_provider::{Tenant, UsageReport};
 use bytes::Bytes;
-use http::{Request, Response, StatusCode, header::CONTENT_TYPE};
+use http::{HeaderMap, Request, Response, StatusCode, header::CONTENT_TYPE};
 use http_body::Body;
 use serde::{Deserialize, de::IgnoredAny};
 use serde_json::{Value, json};
@@ -104,6 +104,7 @@ impl Dedup {
             "stale": stats.stale,
             "collapsed": stats.collapsed,
             "misses": stats.misses,
+            "refreshes": stats.refreshes,
             "bypassed": stats.bypassed,
             "hit_rate": stats.hit_rate(),
             "saved_tokens": self.saved_tokens.load(Relaxed),
@@ -131,13 +132,25 @@ fn tenant(request: &Request<Bytes>) -> Option<&str> {
 }
 
 /// Counts what a shared answer would have cost, as far as it has told by its end.
-fn count_savings<B>(response: Response<B>, saved: &Arc<AtomicU64>) -> Response<GuardedBody<B, Option<Saving>>>
+fn count_savings<B>(
+    mut response: Response<B>,
+    saved: &Arc<AtomicU64>,
+) -> Response<GuardedBody<B, Option<Saving>>>
 where
     B: Body<Data = Bytes>,
 {
+    if let Some(Served::Hit { .. } | Served::Stale { .. }) = response.extensions().get() {
+        forget_limits(response.headers_mut());
+    }
     let report = response.extensions().get().filter(|_| is_shared(&response)).cloned();
     let saving = report.map(|report| Saving { report, saved: saved.clone() });
     response.map(|body| GuardedBody::new(body, saving))
+}
+
+/// What the upstream had left when it answered is not what it has now.
+fn forget_limits(headers: &mut HeaderMap) {
+    let told: Vec<_> = headers.keys().filter(|name| name.as_str().contains("ratelimit-")).cloned().collect();
+    told.iter().for_each(|name| _ = headers.remove(name));
 }
 
 /// Counts when it is dropped: whoever goes before the end of an answer was spared a call, too.

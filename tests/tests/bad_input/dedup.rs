@@ -329,6 +329,20 @@ async fn keys_of_one_tenant_share_and_others_do_not() {
     front.stop().await;
 }
 
+/// What an upstream had left then would slow its clients down now.
+#[tokio::test]
+async fn answers_that_are_given_again_tell_no_old_limits() {
+    let front = Front::start(KEPT).await;
+    let [left, request] = ["x-ratelimit-remaining-requests", "x-request-id"];
+    front.mock.script(Script::new().header(left, "0").header(request, "req-7"));
+    for told in [Some("0"), None] {
+        let answer = front.ask("", GOOD).await;
+        assert_eq!((answer.status, answer.header(left)), (200, told));
+        assert_eq!(answer.header(request), Some("req-7"), "it is that one's answer");
+    }
+    front.stop().await;
+}
+
 #[tokio::test]
 async fn what_is_asked_is_compared_to_the_last_field() {
     let front = Front::start(KEPT).await;

@@ -260,6 +260,10 @@ where
         }
     }
 
+    fn is_whole(&self, recording: &Recording) -> bool {
+        recording.reel.is_whole()
+    }
+
     fn play(&self, recording: &Recording, ticket: Ticket<Recording>) -> Self::Response {
         recording.play(ticket, self.marks)
     }

@@ -275,6 +275,11 @@ impl Reel {
         })
     }
 
+    /// Whether its first piece is there, or will be.
+    pub(super) fn is_whole(&self) -> bool {
+        self.relay.look(|film| film.dropped == 0)
+    }
+
     /// The data that is there.
     pub(super) fn data(&self) -> Vec<Bytes> {
         let data = |piece: &Piece| match piece {
