@@ -18,7 +18,8 @@ use crate::Identity;
 /// What an HTTP request is known by: scope, method, URI with its host, chosen headers, body and what kind of body it is.
 ///
 /// JSON bodies of one kind are the same if they say the same: the order of an object's members does not matter, but where it
-/// is [said to](Self::in_order), nor do white space and escapes; every field does, unless it is listed. Numbers are the same if they are written the same.
+/// is [said to](Self::in_order), nor do white space and escapes; every field does, unless it is listed. Numbers are the same
+/// if they are written the same.
 ///
 /// ```
 /// use bartizan_dedup::RequestKey;
@@ -70,14 +71,14 @@ impl<F> RequestKey<F> {
         self
     }
 
-    /// Exceptions of a JSON body, at its top, on which the answer does not depend.
+    /// Members of a JSON body, at its top, on which the answer does not depend.
     #[must_use]
     pub fn leave_out<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
         names.into_iter().for_each(|name| self.exceptions.leave_out(&name.into()));
         self
     }
 
-    /// Exceptions of a JSON body, at its top, in which the order of all members counts too. None by default.
+    /// Members of a JSON body, at its top, in which the order of all members counts too. None by default.
     ///
     /// For JSON schemas above all: whoever is to answer in the form of one writes its properties in their order, and thinks
     /// first of what comes first.
