@@ -20,9 +20,10 @@ use tokio::runtime::Handle;
 use crate::{
     Fingerprint, Identity, Replay, Served, Stats,
     aloft::{Aloft, Passed},
+    entry::Entry,
     flight::{Execution, Flight, Home, Recorded, Value},
     kept::{Asked, Kept, Ledger},
-    lifetime::{Age, Clock, Freshness, Lifetime, Terms},
+    lifetime::{Age, Clock, Freshness, Terms},
     sync::{Mutex, lock},
 };
 
@@ -52,15 +53,6 @@ struct Inside<K, T> {
     aloft: Aloft<K, T>,
     counts: Counts,
     ledger: Ledger,
-}
-
-struct Entry<K, T> {
-    value: Value<T>,
-    life: Lifetime,
-    /// Most have none.
-    fingerprint: Option<Box<Fingerprint>>,
-    /// The call for a new one that nobody waits for: callers drive it as they pass.
-    refresh: Option<Arc<Flight<K, T>>>,
 }
 
 /// Fresh hits are counted where they are found.
@@ -176,7 +168,7 @@ impl<K: Hash + Eq + Clone, T> Table<K, T> {
                 inside.counts.collapsed += 1;
                 if flight.is_held() {
                     // From now on it is for those who wait: should they all go, nobody would ever end it.
-                    passed.extend(part.kept.change(&flight.key, |entry| entry.refresh.take()).flatten());
+                    passed.extend(part.kept.change(&flight.key, |entry| entry.refresh().take()).flatten());
                 }
                 Found::Joined(flight.clone(), execution)
             }
@@ -209,7 +201,7 @@ impl<K: Hash + Eq + Clone, T> Table<K, T> {
             return Refresh::Spawns(flight, runtime, left);
         }
         let flight = begin(inside, Home::Holds(Arc::downgrade(self)));
-        let replace = |entry: &mut Entry<K, T>| entry.refresh.replace(flight.clone());
+        let replace = |entry: &mut Entry<K, T>| entry.refresh().replace(flight.clone());
         passed.extend(part.kept.change(&flight.key, replace).flatten());
         Refresh::Passes { flight, leads: true }
     }
@@ -258,9 +250,7 @@ impl<K: Hash + Eq + Clone, T> Table<K, T> {
             let _left;
             let mut inside = lock(&part.busy.0);
             // What serves no more is not there any more.
-            _left = part
-                .kept
-                .retain(&mut inside.ledger, |entry| entry.life.at(now, windows).0 != Freshness::Gone);
+            _left = part.kept.retain(&mut inside.ledger, |entry| entry.at(now, windows).0 != Freshness::Gone);
             let Counts { stale_hits, stood_in, misses, collapsed, conflicts, refreshes } = inside.counts;
             stats.hits += stale_hits + part.kept.hits(&inside.ledger);
             stats.stale += stale_hits + stood_in;
@@ -283,9 +273,9 @@ impl<K: Eq, T> Table<K, T> {
         let part = self.part(flight.key.hash);
         let _inside = lock(&part.busy.0);
         let stands_in = |entry: &Entry<K, T>| {
-            let is_same = entry.fingerprint == flight.fingerprint;
+            let is_same = entry.fingerprint() == flight.fingerprint.as_deref();
             let tape = entry.value.as_ref().ok().filter(|_| is_same)?;
-            Some((tape.clone(), stale(entry.life.stands_in(now, self.replay.windows)?)))
+            Some((tape.clone(), stale(entry.stands_in(now, self.replay.windows)?)))
         };
         part.kept.look(&flight.key, |entry, _| stands_in(entry)).flatten()
     }
@@ -296,7 +286,7 @@ impl<K: Eq, T> Table<K, T> {
         let part = self.part(flight.key.hash);
         let _inside = lock(&part.busy.0);
         let serves = |entry: &Entry<K, T>| {
-            entry.value.is_ok() && entry.life.at(now, self.replay.windows).0 != Freshness::Gone
+            entry.value.is_ok() && entry.at(now, self.replay.windows).0 != Freshness::Gone
         };
         part.kept.look(&flight.key, |entry, _| serves(entry)).unwrap_or(false)
     }
@@ -343,7 +333,7 @@ impl<K: Eq, T> Table<K, T> {
             _left = part.kept.remove(&mut inside.ledger, &flight.key);
         } else if flight.is_held() {
             let is_it = |refresh: &mut Arc<Flight<K, T>>| ptr::eq(&**refresh, flight);
-            _displaced = part.kept.change(&flight.key, |entry| entry.refresh.take_if(is_it));
+            _displaced = part.kept.change(&flight.key, |entry| entry.refresh().take_if(is_it));
         }
     }
 }
@@ -352,12 +342,7 @@ impl<K: Eq + Clone, T> Table<K, T> {
     /// The call is over and its answer is kept, unless it was invalidated.
     pub(crate) fn land(&self, flight: &Flight<K, T>, value: Value<T>, size: usize, terms: Terms) {
         let part = self.part(flight.key.hash);
-        let entry = Entry {
-            value,
-            life: Lifetime::new(self.clock.now(), terms),
-            fingerprint: flight.fingerprint.clone(),
-            refresh: None,
-        };
+        let entry = Entry::new(value, self.clock.now(), terms, flight.fingerprint.as_deref());
         let _left;
         let mut inside = lock(&part.busy.0);
         if inside.take(flight) {
@@ -399,12 +384,12 @@ impl<K, T> Table<K, T> {
         &self,
         entry: &Entry<K, T>,
         (fingerprint, no_cache): (Option<&Fingerprint>, bool),
-        asked: &mut Asked<'_>,
+        asked: &mut Asked,
     ) -> Seen<T> {
-        let (freshness, age) = entry.life.at(self.clock.now(), self.replay.windows);
+        let (freshness, age) = entry.at(self.clock.now(), self.replay.windows);
         match (freshness, &entry.value) {
             (Freshness::IfError | Freshness::Gone, _) => Seen::Nothing,
-            _ if entry.fingerprint.as_deref() != fingerprint => Seen::Conflict,
+            _ if entry.fingerprint() != fingerprint => Seen::Conflict,
             _ if no_cache => Seen::Nothing,
             (Freshness::Fresh, value) => {
                 asked.hit();
