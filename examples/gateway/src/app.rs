@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    error::Error as StdError,
     future::{Ready, ready},
     io,
     net::{Ipv4Addr, SocketAddr},
@@ -17,7 +18,8 @@ use axum::{
     extract::{Path, State},
     routing::get,
 };
-use bartizan_core::{BoxError, Rejected, RejectionLayer};
+use bartizan_core::{BoxError, Rejected, RejectionLayer, chain};
+use bartizan_fallback::NotBegun;
 use bartizan_provider::{
     Class, Error, ErrorEventsLayer, Facts, HttpTransport, IntakeLayer, Limits, Provider, Tenant, mock::Mock,
     openai_error,
@@ -38,6 +40,7 @@ use crate::{
     access::Access,
     ask::{Ask, erased},
     batches::Batches,
+    calls::logged,
     circuit_breakers::CircuitBreakers,
     config::{Config, Model, Upstream},
     dedup::Dedup,
@@ -152,7 +155,8 @@ impl App {
         let target = |model: &Model| {
             let provider = self.upstreams.around(&model.name, self.provider(model, transport.clone()));
             let begun = self.fallbacks.begun(model).layer(provider);
-            let mut upstream = self.circuit_breakers.around(&model.name, begun);
+            let logged = logged(&model.name, &self.base_url(model), begun);
+            let mut upstream = self.circuit_breakers.around(&model.name, logged);
             if let Some(batches) = &self.batches {
                 upstream = batches.around(&model.name, upstream);
             }
@@ -174,7 +178,7 @@ impl App {
             upstreams: Arc::new(targets.iter().map(asked).collect::<HashMap<_, _>>()),
             tenant_header: config.server.tenant_header.clone(),
         };
-        let mut models = erased(ServiceBuilder::new().map_response(log_error_response).service(models));
+        let mut models = erased(models);
         if let Some(limits) = &self.rate_limits {
             models = limits.following(models);
         }
@@ -357,26 +361,19 @@ fn refuse(error: BoxError) -> Response<Full<Bytes>> {
     response
 }
 
-/// An upstream's error response passes through; what it means rides in its extensions.
-fn log_error_response<B>(response: Response<B>) -> Response<B> {
-    if let Some(error) = response.extensions().get::<Arc<Error>>() {
-        tracing::warn!(%error, "an upstream answered with an error");
-    }
-    response
-}
-
+/// What has failed of an upstream's was [logged](crate::calls) where it happened.
 fn log(error: &BoxError) {
     if let Some(report) = Report::find(&**error) {
         return validation::log(report);
     }
-    match Error::find(&**error).map(Error::class) {
-        Some(Class::Connect | Class::Upstream | Class::Malformed | Class::Timeout) => {
-            tracing::warn!(%error, "a call failed");
-        }
-        Some(_) => tracing::debug!(%error, "a request was refused"),
-        // Not worth a line for each: /admin/limits counts them.
-        None if Rejected::find(&**error).is_some() => tracing::debug!(%error, "a request was refused"),
-        None => tracing::error!(%error, "a call failed"),
+    let ours = |error: &(dyn StdError + 'static)| {
+        error.is::<Error>() || error.is::<Rejected>() || error.is::<NotBegun>()
+    };
+    if chain(&**error).any(ours) {
+        // Not worth a line for each: they are counted.
+        tracing::debug!(%error, "a request was refused");
+    } else {
+        tracing::error!(%error, "a call failed");
     }
 }
 
