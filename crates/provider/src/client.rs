@@ -15,13 +15,17 @@ use hyper_rustls::{ConfigBuilderExt, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
 use tower_service::Service;
 
-use self::pool::{Key, Pool};
 pub use self::{body::DrivenBody, future::Exchange};
+use self::{
+    link::Connector,
+    pool::{Key, Pool},
+};
 use crate::{Class, Error};
 
 mod body;
 mod connection;
 mod future;
+mod link;
 mod pool;
 
 /// Pooled HTTP/1.1 connections, plain and TLS: the transport that [`Provider`](crate::Provider) is meant to run on.
@@ -29,7 +33,9 @@ mod pool;
 /// No task stands behind a connection. Whoever waits for a response drives the connection that it arrives on, so a
 /// byte passes from upstream to client within one task, everything that arrived together passes on together, and
 /// dropping the response closes the connection at once: the upstream sees that nobody listens any more. The price is
-/// HTTP/1.1 only, and that a connection that its server closes while it is idle is noticed when it is next taken out.
+/// HTTP/1.1 only, and that a connection that its server closes while it is idle is noticed when it is next taken out: then
+/// the system is asked whether the close has arrived. One that arrives after that, while the request is on its way, fails the
+/// call, since the server may have read it.
 ///
 /// Clones share the pool. A connection lives on the runtime that opened it, so give each runtime its own transport.
 ///
@@ -46,7 +52,7 @@ pub struct HttpTransport {
 
 #[derive(Clone)]
 struct Shared {
-    connector: HttpsConnector<HttpConnector>,
+    connector: HttpsConnector<Connector>,
     pool: Arc<Pool>,
     connect_within: Duration,
 }
@@ -76,7 +82,7 @@ impl HttpTransport {
             .with_tls_config(tls)
             .https_or_http()
             .enable_http1()
-            .wrap_connector(http);
+            .wrap_connector(Connector(http));
         let shared = Shared { connector, pool: Arc::default(), connect_within: Duration::from_secs(5) };
         Self { shared: Arc::new(shared) }
     }

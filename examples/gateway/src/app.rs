@@ -11,6 +11,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll},
+    time::Duration,
 };
 
 use axum::{
@@ -151,9 +152,13 @@ impl App {
     /// runtime, if embedding requests are sent together.
     pub fn service(&self) -> Router {
         let config = &self.config;
-        let transport = HttpTransport::new();
+        let pooled = transport(config.limits.keep_idle);
         let target = |model: &Model| {
-            let provider = self.upstreams.around(&model.name, self.provider(model, transport.clone()));
+            let transport = match model.limits.keep_idle {
+                own if own != config.limits.keep_idle => transport(own),
+                _ => pooled.clone(),
+            };
+            let provider = self.upstreams.around(&model.name, self.provider(model, transport));
             let begun = self.fallbacks.begun(model).layer(provider);
             let logged = logged(&model.name, &self.base_url(model), begun);
             let mut upstream = self.circuit_breakers.around(&model.name, logged);
@@ -162,7 +167,7 @@ impl App {
             }
             (model.name.clone(), self.fallbacks.target(model, upstream))
         };
-        let guards = self.validation.as_ref().map(|validation| validation.guards(&transport));
+        let guards = self.validation.as_ref().map(|validation| validation.guards(&pooled));
         let targets: HashMap<String, Ask> = config.models.iter().map(target).collect();
         let stand_in = |name: &str| {
             let target = targets[name].clone();
@@ -285,6 +290,15 @@ impl App {
     pub(crate) fn metrics(&self) -> &Metrics {
         &self.metrics
     }
+}
+
+/// Unused connections a worker keeps to each host.
+const MAX_IDLE: usize = 256;
+
+/// Keeps unused connections for so long.
+pub(crate) fn transport(keep_idle: Duration) -> HttpTransport {
+    let most = if keep_idle.is_zero() { 0 } else { MAX_IDLE };
+    HttpTransport::new().keep_idle(most, keep_idle)
 }
 
 /// Sends a request to the upstream of the model that it names.
