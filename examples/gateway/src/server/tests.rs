@@ -14,9 +14,12 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::*;
+use super::{patience::READ_AHEAD, *};
 
 const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+
+/// For what has to happen at once, on a busy machine too.
+const SOON: Duration = Duration::from_secs(10);
 
 type TestBody = http_body_util::combinators::BoxBody<Bytes, Infallible>;
 
@@ -330,6 +333,64 @@ async fn a_disconnect_drops_the_future_and_the_body() {
         server.event("dropped").await;
         server.stop().await;
     }
+}
+
+/// Whatever it has sent on after its request, and whenever.
+#[tokio::test]
+async fn a_disconnect_is_seen_past_what_follows_the_request() {
+    let large = "x".repeat(READ_AHEAD - 1);
+    for path in ["/hold", "/stream"] {
+        for more in ["G", "GET / HTTP/1.1\r\nhost: test\r\n\r\n", "\r\n", &large] {
+            for at_once in [true, false] {
+                let mut server = start(options(1)).await;
+                let mut connection = server.connect().await;
+                if at_once {
+                    send(&mut connection, &format!("{path} HTTP/1.1\r\nhost: test\r\n\r\n{more}")).await;
+                } else {
+                    send(&mut connection, path).await;
+                }
+                server.event(path).await;
+                if !at_once {
+                    connection.write_all(more.as_bytes()).await.unwrap();
+                }
+                drop(connection);
+                timeout(SOON, server.event("dropped"))
+                    .await
+                    .unwrap_or_else(|_| panic!("{path} {at_once} {more:.9?}"));
+                server.stop().await;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn requests_that_come_ahead_of_answers_are_served() {
+    let mut server = start(options(1)).await;
+    let mut connection = server.connect().await;
+    let padding = "x".repeat(MAX_HEAD / 2);
+    let one = |path: &str| format!("GET {path} HTTP/1.1\r\nhost: test\r\nx: {padding}\r\n\r\n");
+    connection.write_all(one("/hold").as_bytes()).await.unwrap();
+    server.event("/hold").await;
+    let (mut reads, mut writes) = connection.split();
+    let ahead = [one("/1"), one("/2"), one("/3"), one("/4")].concat();
+    let written = async { writes.write_all(ahead.as_bytes()).await.unwrap() };
+    let answered = async {
+        server.shared.release.notify_one();
+        let mut all = String::new();
+        while all.matches("worker 0").count() < 4 {
+            let mut some = [0; 4096];
+            let read = reads.read(&mut some).await.unwrap();
+            all += str::from_utf8(&some[..read]).unwrap();
+        }
+        all
+    };
+    let ((), all) = tokio::join!(written, answered);
+    assert!(all.contains("held"), "{all}");
+    server.event("dropped").await;
+    for path in ["/1", "/2", "/3", "/4"] {
+        server.event(path).await;
+    }
+    server.stop().await;
 }
 
 #[tokio::test]
