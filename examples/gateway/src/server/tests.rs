@@ -300,13 +300,71 @@ async fn what_is_not_http_gets_a_400_and_the_server_stays_up() {
     server.stop().await;
 }
 
+/// As many clients do, sends all that it has, with no eye on the answer.
+#[tokio::test]
+async fn a_refusal_reaches_who_is_still_sending() {
+    let server = start(options(1)).await;
+    let mut connection = server.connect().await;
+    let head = "POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 20000000\r\n\r\n";
+    connection.write_all(head.as_bytes()).await.unwrap();
+    // The answer is there already, and is looked at when all is sent.
+    connection.readable().await.unwrap();
+    for _ in 0..20 {
+        connection.write_all(&[b'x'; 1_000_000]).await.unwrap();
+    }
+    assert_eq!(receive(&mut connection).await, "worker 0");
+    assert_eq!(rest(&mut connection).await, "");
+    // What is no HTTP, too.
+    let mut connection = server.connect().await;
+    connection.write_all(b"GET / \xff\xfe\r\n\r\n").await.unwrap();
+    connection.write_all(&[b'x'; 100_000]).await.unwrap();
+    assert!(rest(&mut connection).await.starts_with("HTTP/1.1 400 "));
+    server.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_is_listened_to_for_ever_after_a_refusal() {
+    let (sender, receiver) = tokio::io::duplex(64);
+    let begin = tokio::time::Instant::now();
+    worker::linger(receiver).await;
+    assert_eq!(begin.elapsed(), worker::LINGER);
+    drop(sender);
+
+    let (mut sender, receiver) = tokio::io::duplex(1 << 20);
+    let sent = async {
+        let piece = vec![b'x'; 1 << 20];
+        let mut sent = 0;
+        while sender.write_all(&piece).await.is_ok() {
+            sent += piece.len() as u64;
+        }
+        sent
+    };
+    let ((), sent) = tokio::join!(worker::linger(receiver), sent);
+    assert!((worker::LINGER_BYTES..worker::LINGER_BYTES + (2 << 20)).contains(&sent), "{sent}");
+
+    // Whoever has gone need not be waited for.
+    let begin = tokio::time::Instant::now();
+    worker::linger(&b"the rest"[..]).await;
+    assert_eq!(begin.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test]
+async fn a_shutdown_does_not_wait_for_who_is_still_sending() {
+    let server = start(options(1)).await;
+    let mut connection = server.connect().await;
+    connection.write_all(b"POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 10\r\n\r\nhalf").await.unwrap();
+    assert_eq!(receive(&mut connection).await, "worker 0");
+    assert_eq!(rest(&mut connection).await, "");
+    let stopping = timeout(worker::LINGER / 2, server.stop());
+    assert_eq!(stopping.await.unwrap(), Drained { open: 1, cut: 0 });
+}
+
 #[tokio::test]
 async fn a_head_that_never_ends_gets_a_431() {
     let server = start(options(1)).await;
     let mut connection = server.connect().await;
     connection.write_all(b"GET / HTTP/1.1\r\nx: ").await.unwrap();
-    // Exactly the bound, so that nothing is left unread and the close is not a reset.
-    connection.write_all(&vec![b'x'; MAX_HEAD - 19]).await.unwrap();
+    connection.write_all(&vec![b'x'; 2 * MAX_HEAD]).await.unwrap();
     assert!(rest(&mut connection).await.starts_with("HTTP/1.1 431 "));
     server.stop().await;
 }
