@@ -194,7 +194,7 @@ impl App {
             models = guards.around(models);
         }
         if let Some(limits) = &self.rate_limits {
-            models = limits.around(models);
+            models = limits.around(models, refuse);
         }
         self.routes(models)
     }
