@@ -307,8 +307,11 @@ pub(crate) fn event_of(error: &(dyn error::Error + 'static)) -> Bytes {
     if let Some(error) = Error::find(error) {
         return error.event();
     }
-    let message = Rejected::find(error).map_or_else(|| "the stream broke off".into(), ToString::to_string);
-    Error::new(Class::Upstream, message).event()
+    let Some(rejected) = Rejected::find(error) else {
+        return Error::new(Class::Upstream, "the stream broke off").event();
+    };
+    let (status, code) = rejected.kind().status_and_code();
+    Error::new(Class::of_status(status), rejected.to_string()).with_code(code).event()
 }
 
 /// Takes `secrets` out of a text that somebody else wrote, such as an upstream's error message.

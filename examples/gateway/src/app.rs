@@ -16,7 +16,7 @@ use std::{
 
 use axum::{
     Router,
-    extract::{Path, State},
+    extract::{Path, State, rejection::PathRejection},
     routing::get,
 };
 use bartizan_core::{BoxError, Rejected, RejectionLayer, chain};
@@ -410,11 +410,14 @@ async fn list_models(State(app): State<App>, headers: HeaderMap) -> Response<Ful
 async fn retrieve_model(
     State(app): State<App>,
     headers: HeaderMap,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
 ) -> Response<Full<Bytes>> {
     if let Err(error) = app.access.tenant(&headers) {
         return refuse(error.into());
     }
+    let Ok(Path(id)) = id else {
+        return Error::new(Class::BadRequest, "the path is not UTF-8 text").to_response();
+    };
     match app.config.models.iter().find(|model| model.name == id) {
         Some(model) => json_response(&describe(model)),
         None => no_such_model(&id).to_response(),

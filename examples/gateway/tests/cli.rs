@@ -408,3 +408,22 @@ fn out_of_descriptors() {
     let logs = text(stderr);
     assert!(status.success() && logs.contains("WARN") && logs.contains(&told), "{logs}");
 }
+
+/// A configuration that is cut short where the disk is full must not look like one that was written.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_told() {
+    for arguments in [&["--sample"][..], &["--check"]] {
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let output = gateway(arguments)
+            .stdout(full)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+            .wait_with_output()
+            .unwrap();
+        let said = text(output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert_eq!(said, "error: cannot write to stdout: No space left on device (os error 28)\n");
+    }
+}

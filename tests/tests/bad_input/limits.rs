@@ -296,6 +296,7 @@ async fn keys_that_are_not_known() {
         }
     }
     assert_eq!(front.get("/v1/models/chat", "").await.status, 401);
+    assert_eq!(front.get("/v1/models/%ff%zz", "").await.status, 401);
     assert_eq!((front.get("/livez", "").await.status, front.mock.calls()), (200, 0));
 
     // The key says who it is, and the header cannot; nor does the upstream learn of either.
