@@ -136,7 +136,7 @@ impl CircuitBreaker {
 
     /// What is counted now.
     pub fn stats(&self) -> Stats {
-        let (look, Counted { counts, run, probes, tallied }) =
+        let (look, Counted { counts, in_a_row, probes, tallied }) =
             self.with(|machine, now| (machine.look(now), machine.counted(now)));
         Stats {
             state: look.state,
@@ -145,7 +145,7 @@ impl CircuitBreaker {
             successes: counts.calls - counts.failures,
             failures: counts.failures,
             slow: counts.slow,
-            consecutive_failures: run.into(),
+            consecutive_failures: in_a_row.into(),
             probes: probes as usize,
             opens: tallied.opens,
             refused: self.circuit.refused(),
@@ -222,7 +222,8 @@ pub struct Stats {
     pub failures: u64,
     /// The slow calls among them.
     pub slow: u64,
-    /// Failures in a row, if that is what trips.
+    /// Failures in a row, if that is what trips: those that opened it and every probe that has failed since, one whose time
+    /// was over included. A success begins anew, one that is too slow included.
     pub consecutive_failures: u64,
     /// Probes under way.
     pub probes: usize,

@@ -54,8 +54,10 @@ pub(crate) struct Machine {
     not_before: u64,
     probes: u32,
     successes: u32,
-    /// Failures in a row.
+    /// Failures in a row, if that is what trips, since it was last closed.
     run: u32,
+    /// The same through all states, failed probes included: that is only told.
+    in_a_row: u32,
     windows: Box<[Tally]>,
     /// No window is of time or of what calls take.
     timeless: bool,
@@ -92,6 +94,7 @@ impl Machine {
             probes: 0,
             successes: 0,
             run: 0,
+            in_a_row: 0,
             windows,
             timeless,
             latest: 0,
@@ -184,7 +187,7 @@ impl Machine {
     fn record(&mut self, outcome: Outcome, took: Duration, now: u64) {
         let failed = match outcome {
             Outcome::Success => {
-                self.run = 0;
+                (self.run, self.in_a_row) = (0, 0);
                 false
             }
             Outcome::Failure(retry_after) => {
@@ -208,6 +211,9 @@ impl Machine {
 
     fn judge(&mut self, outcome: Outcome, took: Duration, now: u64) {
         self.probes -= 1;
+        if outcome == Outcome::Success {
+            self.in_a_row = 0;
+        }
         match outcome {
             Outcome::Success if self.settings.slow().is_some_and(|slow| took > slow) => self.reopen(now),
             Outcome::Success => {
@@ -225,11 +231,17 @@ impl Machine {
     }
 
     fn fail(&mut self, retry_after: RetryAfter, now: u64) {
-        (self.tallied.last_failure, self.marked) = (Some(now), now);
+        self.marked = now;
+        self.count_failure(now);
         if let RetryAfter::After(wait) = retry_after {
             let wait = nanos(wait.min(self.settings.longest_retry_after));
             self.not_before = self.not_before.max(now.saturating_add(wait));
         }
+    }
+
+    fn count_failure(&mut self, at: u64) {
+        self.tallied.last_failure = Some(at);
+        self.in_a_row = self.in_a_row.saturating_add(u32::from(self.settings.consecutive.is_some()));
     }
 
     fn reopen(&mut self, at: u64) {
@@ -280,7 +292,7 @@ impl Machine {
                 at.saturating_add(period).max(self.not_before)
             }
             State::Closed => {
-                (self.reopened, self.not_before) = (0, 0);
+                (self.in_a_row, self.reopened, self.not_before) = (0, 0, 0);
                 u64::MAX
             }
             State::HalfOpen | State::ForcedOpen | State::Disabled => u64::MAX,
@@ -295,7 +307,7 @@ impl Machine {
     fn advance(&mut self, now: u64) -> u64 {
         self.latest = self.latest.max(now);
         if self.state == State::HalfOpen && self.probes > 0 && self.latest >= self.until {
-            self.tallied.last_failure = Some(self.until);
+            self.count_failure(self.until);
             self.reopen(self.until);
         }
         self.latest
@@ -338,7 +350,7 @@ impl Machine {
             (_, Some(window)) => window.counts(now),
             (_, None) => Counts { calls: run, failures: run, slow: 0 },
         };
-        Counted { counts, run: self.run, probes: self.probes, tallied: self.tallied }
+        Counted { counts, in_a_row: self.in_a_row, probes: self.probes, tallied: self.tallied }
     }
 
     /// Whether nothing is lost with it but statistics: it holds nothing against its service, or nothing that is not long
@@ -374,7 +386,7 @@ pub(crate) struct Look {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Counted {
     pub(crate) counts: Counts,
-    pub(crate) run: u32,
+    pub(crate) in_a_row: u32,
     pub(crate) probes: u32,
     pub(crate) tallied: Tallied,
 }

@@ -228,7 +228,7 @@ impl<'a> Told<'a> {
     fn of(error: &'a BoxError) -> Self {
         match Rejected::find(&**error) {
             Some(rejected) => {
-                let (status, code) = of_kind(rejected.kind());
+                let (status, code) = rejected.kind().status_and_code();
                 Self {
                     status,
                     message: rejected.to_string(),
@@ -261,23 +261,26 @@ impl<'a> Told<'a> {
     }
 }
 
-fn of_kind(kind: RejectionKind) -> (StatusCode, &'static str) {
-    match kind {
-        RejectionKind::RateLimited => (StatusCode::TOO_MANY_REQUESTS, "rate_limited"),
-        RejectionKind::ExceedsCapacity => (StatusCode::PAYLOAD_TOO_LARGE, "exceeds_capacity"),
-        RejectionKind::QueueFull => (StatusCode::TOO_MANY_REQUESTS, "queue_full"),
-        RejectionKind::QueueTimeout => (StatusCode::TOO_MANY_REQUESTS, "queue_timeout"),
-        RejectionKind::CircuitOpen => (StatusCode::SERVICE_UNAVAILABLE, "circuit_open"),
-        RejectionKind::Invalid => (StatusCode::BAD_REQUEST, "invalid"),
-        RejectionKind::InvalidAnswer => (StatusCode::BAD_GATEWAY, "invalid_answer"),
-        RejectionKind::Unhealthy => (StatusCode::SERVICE_UNAVAILABLE, "unhealthy"),
-        RejectionKind::Exhausted => (StatusCode::BAD_GATEWAY, "exhausted"),
-        RejectionKind::Deadline => (StatusCode::GATEWAY_TIMEOUT, "deadline"),
-        RejectionKind::Conflict => (StatusCode::CONFLICT, "conflict"),
-        RejectionKind::Panicked => (StatusCode::INTERNAL_SERVER_ERROR, "panicked"),
-        RejectionKind::Protocol => (StatusCode::BAD_GATEWAY, "protocol"),
-        RejectionKind::Lagged => (StatusCode::SERVICE_UNAVAILABLE, "lagged"),
-        RejectionKind::Closed => (StatusCode::SERVICE_UNAVAILABLE, "closed"),
+impl RejectionKind {
+    /// The status and the `code` with which [`RejectionLayer`] answers a refusal of this kind.
+    pub const fn status_and_code(self) -> (StatusCode, &'static str) {
+        match self {
+            Self::RateLimited => (StatusCode::TOO_MANY_REQUESTS, "rate_limited"),
+            Self::ExceedsCapacity => (StatusCode::PAYLOAD_TOO_LARGE, "exceeds_capacity"),
+            Self::QueueFull => (StatusCode::TOO_MANY_REQUESTS, "queue_full"),
+            Self::QueueTimeout => (StatusCode::TOO_MANY_REQUESTS, "queue_timeout"),
+            Self::CircuitOpen => (StatusCode::SERVICE_UNAVAILABLE, "circuit_open"),
+            Self::Invalid => (StatusCode::BAD_REQUEST, "invalid"),
+            Self::InvalidAnswer => (StatusCode::BAD_GATEWAY, "invalid_answer"),
+            Self::Unhealthy => (StatusCode::SERVICE_UNAVAILABLE, "unhealthy"),
+            Self::Exhausted => (StatusCode::BAD_GATEWAY, "exhausted"),
+            Self::Deadline => (StatusCode::GATEWAY_TIMEOUT, "deadline"),
+            Self::Conflict => (StatusCode::CONFLICT, "conflict"),
+            Self::Panicked => (StatusCode::INTERNAL_SERVER_ERROR, "panicked"),
+            Self::Protocol => (StatusCode::BAD_GATEWAY, "protocol"),
+            Self::Lagged => (StatusCode::SERVICE_UNAVAILABLE, "lagged"),
+            Self::Closed => (StatusCode::SERVICE_UNAVAILABLE, "closed"),
+        }
     }
 }
 

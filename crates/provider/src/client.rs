@@ -1,26 +1,31 @@
 //! The default transport: pooled HTTP/1.1 connections with TLS.
 
 use std::{
-    fmt, io,
+    error, fmt, io,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
+use bartizan_core::{BoxError, chain};
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, StatusCode, uri::Authority};
 use http_body_util::Full;
 use hyper_rustls::{ConfigBuilderExt, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
 use tower_service::Service;
 
-use self::pool::{Key, Pool};
 pub use self::{body::DrivenBody, future::Exchange};
-use crate::Error;
+use self::{
+    link::Connector,
+    pool::{Key, Pool},
+};
+use crate::{Class, Error};
 
 mod body;
 mod connection;
 mod future;
+mod link;
 mod pool;
 
 /// Pooled HTTP/1.1 connections, plain and TLS: the transport that [`Provider`](crate::Provider) is meant to run on.
@@ -28,7 +33,9 @@ mod pool;
 /// No task stands behind a connection. Whoever waits for a response drives the connection that it arrives on, so a
 /// byte passes from upstream to client within one task, everything that arrived together passes on together, and
 /// dropping the response closes the connection at once: the upstream sees that nobody listens any more. The price is
-/// HTTP/1.1 only, and that a connection that its server closes while it is idle is noticed when it is next taken out.
+/// HTTP/1.1 only, and that a connection that its server closes while it is idle is noticed when it is next taken out: then
+/// the system is asked whether the close has arrived. One that arrives after that, while the request is on its way, fails the
+/// call, since the server may have read it.
 ///
 /// Clones share the pool. A connection lives on the runtime that opened it, so give each runtime its own transport.
 ///
@@ -36,7 +43,8 @@ mod pool;
 ///
 /// [`Error`] of class [`Connect`](crate::Class::Connect) when no connection could be had in time (default: 5 s), of
 /// class [`Upstream`](crate::Class::Upstream) when it broke before the response head was there. A request that a pooled
-/// connection refused before a byte of it was written goes out again on another connection.
+/// connection refused before a byte of it was written goes out again on another connection. [`OutOfDescriptors`] is the
+/// source where the fault is not the server's.
 #[derive(Clone)]
 pub struct HttpTransport {
     shared: Arc<Shared>,
@@ -44,7 +52,7 @@ pub struct HttpTransport {
 
 #[derive(Clone)]
 struct Shared {
-    connector: HttpsConnector<HttpConnector>,
+    connector: HttpsConnector<Connector>,
     pool: Arc<Pool>,
     connect_within: Duration,
 }
@@ -74,7 +82,7 @@ impl HttpTransport {
             .with_tls_config(tls)
             .https_or_http()
             .enable_http1()
-            .wrap_connector(http);
+            .wrap_connector(Connector(http));
         let shared = Shared { connector, pool: Arc::default(), connect_within: Duration::from_secs(5) };
         Self { shared: Arc::new(shared) }
     }
@@ -133,14 +141,77 @@ impl Service<Request<Full<Bytes>>> for HttpTransport {
     }
 }
 
-/// The innermost message of an I/O failure: what the outer ones say is that something failed.
-fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut cause = error;
-    while let Some(inner) = cause.source() {
-        cause = inner;
+/// The source of the [`Error`] of a call for which this process, or its machine, had no file descriptor left: the upstream
+/// was not asked, which whoever counts its failures wants to know.
+///
+/// The error's class is [`Connect`](crate::Class::Connect), its status 503 and its code `out_of_descriptors`.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct OutOfDescriptors {
+    source: BoxError,
+}
+
+impl fmt::Display for OutOfDescriptors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("no file descriptor was left")
     }
+}
+
+impl error::Error for OutOfDescriptors {
+    fn source(&self) -> Option<&(dyn error::Error + 'static)> {
+        Some(&*self.source)
+    }
+}
+
+/// Why there is no connection to `host`.
+fn not_connected(host: &Authority, error: BoxError) -> Error {
+    // ENFILE and EMFILE, whose numbers are the same on all Unixes.
+    let ours = |error: &io::Error| cfg!(unix) && matches!(error.raw_os_error(), Some(23 | 24));
+    let told = Error::new(Class::Connect, format!("could not connect to {host}: {}", root_cause(&*error)));
+    if chain(&*error).filter_map(|error| error.downcast_ref()).any(ours) {
+        let told = told.with_status(StatusCode::SERVICE_UNAVAILABLE).with_code("out_of_descriptors");
+        return told.with_source(OutOfDescriptors { source: error });
+    }
+    told.with_source(error)
+}
+
+/// The innermost message of an I/O failure: what the outer ones say is that something failed.
+fn root_cause(error: &(dyn error::Error + 'static)) -> String {
+    let cause = chain(error).last().expect("it begins with the error itself");
     match cause.downcast_ref::<io::Error>() {
-        Some(io) if io.raw_os_error().is_some() => io.kind().to_string(),
+        // What is of a kind is told by that, on all systems alike; what is of none by the system's own words.
+        Some(io) if io.raw_os_error().is_some() && io.kind() != nameless() => io.kind().to_string(),
         _ => cause.to_string(),
+    }
+}
+
+/// The kind of what is of none, which has no name in Rust.
+fn nameless() -> io::ErrorKind {
+    io::Error::from_raw_os_error(i32::MAX).kind()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Other systems have other numbers.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_the_system_says_is_told() {
+        let host = Authority::from_static("here:1");
+        let failed = |errno| {
+            let wrapped = io::Error::other(io::Error::from_raw_os_error(errno));
+            not_connected(&host, io::Error::other(wrapped).into())
+        };
+        let words = |errno| failed(errno).message().to_owned();
+        assert_eq!(words(111), "could not connect to here:1: connection refused");
+        assert_eq!(words(24), "could not connect to here:1: Too many open files (os error 24)");
+        let ours = |errno| {
+            let error = failed(errno);
+            let found = chain(&error).any(<dyn error::Error>::is::<OutOfDescriptors>);
+            (found, error.status().as_u16(), error.code() == Some("out_of_descriptors"))
+        };
+        assert_eq!([ours(23), ours(24)], [(true, 503, true); 2]);
+        assert_eq!(ours(111), (false, 502, false));
     }
 }

@@ -44,6 +44,8 @@ pub struct Error {
 struct Inner {
     class: Class,
     status: Option<StatusCode>,
+    /// The upstream's own.
+    answered: Option<StatusCode>,
     message: Cow<'static, str>,
     param: Option<Cow<'static, str>>,
     code: Option<Cow<'static, str>>,
@@ -60,6 +62,7 @@ impl Error {
         let inner = Inner {
             class,
             status: None,
+            answered: None,
             message: message.into(),
             param: None,
             code: None,
@@ -101,6 +104,7 @@ impl Error {
             };
         }
         let mut error = Self::told(class, told, secrets);
+        error.inner.answered = Some(status);
         if class == Class::of_status(status) && status.is_client_error() && class.status().is_client_error() {
             error.inner.status = Some(status);
         }
@@ -175,6 +179,11 @@ impl Error {
     /// The status to answer with: the class's, unless another was set.
     pub fn status(&self) -> StatusCode {
         self.inner.status.unwrap_or(self.inner.class.status())
+    }
+
+    /// The status of the upstream's error response, if it was one: [`status`](Self::status) is what a caller is told.
+    pub fn answered(&self) -> Option<StatusCode> {
+        self.inner.answered
     }
 
     /// What was wrong, in words.
@@ -298,8 +307,11 @@ pub(crate) fn event_of(error: &(dyn error::Error + 'static)) -> Bytes {
     if let Some(error) = Error::find(error) {
         return error.event();
     }
-    let message = Rejected::find(error).map_or_else(|| "the stream broke off".into(), ToString::to_string);
-    Error::new(Class::Upstream, message).event()
+    let Some(rejected) = Rejected::find(error) else {
+        return Error::new(Class::Upstream, "the stream broke off").event();
+    };
+    let (status, code) = rejected.kind().status_and_code();
+    Error::new(Class::of_status(status), rejected.to_string()).with_code(code).event()
 }
 
 /// Takes `secrets` out of a text that somebody else wrote, such as an upstream's error message.

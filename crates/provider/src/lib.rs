@@ -25,7 +25,7 @@ mod usage;
 pub use body::ResponseBody;
 pub use class::Class;
 #[cfg(feature = "client")]
-pub use client::{DrivenBody, Exchange, HttpTransport};
+pub use client::{DrivenBody, Exchange, HttpTransport, OutOfDescriptors};
 pub use embeddings::{Embedding, EmbeddingBatches, EmbeddingBatchesFuture};
 pub use error::{Error, openai_error, redact};
 pub use error_events::{ErrorEvents, ErrorEventsBody, ErrorEventsFuture, ErrorEventsLayer};

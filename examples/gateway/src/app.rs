@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    error::Error as StdError,
     future::{Ready, ready},
     io,
     net::{Ipv4Addr, SocketAddr},
@@ -10,14 +11,16 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll},
+    time::Duration,
 };
 
 use axum::{
     Router,
-    extract::{Path, State},
+    extract::{Path, State, rejection::PathRejection},
     routing::get,
 };
-use bartizan_core::{BoxError, Rejected, RejectionLayer};
+use bartizan_core::{BoxError, Rejected, RejectionLayer, chain};
+use bartizan_fallback::NotBegun;
 use bartizan_provider::{
     Class, Error, ErrorEventsLayer, Facts, HttpTransport, IntakeLayer, Limits, Provider, Tenant, mock::Mock,
     openai_error,
@@ -38,6 +41,7 @@ use crate::{
     access::Access,
     ask::{Ask, erased},
     batches::Batches,
+    calls::logged,
     circuit_breakers::CircuitBreakers,
     config::{Config, Model, Upstream},
     dedup::Dedup,
@@ -148,17 +152,22 @@ impl App {
     /// runtime, if embedding requests are sent together.
     pub fn service(&self) -> Router {
         let config = &self.config;
-        let transport = HttpTransport::new();
+        let pooled = transport(config.limits.keep_idle);
         let target = |model: &Model| {
-            let provider = self.upstreams.around(&model.name, self.provider(model, transport.clone()));
+            let transport = match model.limits.keep_idle {
+                own if own != config.limits.keep_idle => transport(own),
+                _ => pooled.clone(),
+            };
+            let provider = self.upstreams.around(&model.name, self.provider(model, transport));
             let begun = self.fallbacks.begun(model).layer(provider);
-            let mut upstream = self.circuit_breakers.around(&model.name, begun);
+            let logged = logged(&model.name, &self.base_url(model), begun);
+            let mut upstream = self.circuit_breakers.around(&model.name, logged);
             if let Some(batches) = &self.batches {
                 upstream = batches.around(&model.name, upstream);
             }
             (model.name.clone(), self.fallbacks.target(model, upstream))
         };
-        let guards = self.validation.as_ref().map(|validation| validation.guards(&transport));
+        let guards = self.validation.as_ref().map(|validation| validation.guards(&pooled));
         let targets: HashMap<String, Ask> = config.models.iter().map(target).collect();
         let stand_in = |name: &str| {
             let target = targets[name].clone();
@@ -174,7 +183,7 @@ impl App {
             upstreams: Arc::new(targets.iter().map(asked).collect::<HashMap<_, _>>()),
             tenant_header: config.server.tenant_header.clone(),
         };
-        let mut models = erased(ServiceBuilder::new().map_response(log_error_response).service(models));
+        let mut models = erased(models);
         if let Some(limits) = &self.rate_limits {
             models = limits.following(models);
         }
@@ -185,7 +194,7 @@ impl App {
             models = guards.around(models);
         }
         if let Some(limits) = &self.rate_limits {
-            models = limits.around(models);
+            models = limits.around(models, refuse);
         }
         self.routes(models)
     }
@@ -283,6 +292,15 @@ impl App {
     }
 }
 
+/// Unused connections a worker keeps to each host.
+const MAX_IDLE: usize = 256;
+
+/// Keeps unused connections for so long.
+pub(crate) fn transport(keep_idle: Duration) -> HttpTransport {
+    let most = if keep_idle.is_zero() { 0 } else { MAX_IDLE };
+    HttpTransport::new().keep_idle(most, keep_idle)
+}
+
 /// Sends a request to the upstream of the model that it names.
 struct Models<S> {
     upstreams: Arc<HashMap<String, S>>,
@@ -357,26 +375,19 @@ fn refuse(error: BoxError) -> Response<Full<Bytes>> {
     response
 }
 
-/// An upstream's error response passes through; what it means rides in its extensions.
-fn log_error_response<B>(response: Response<B>) -> Response<B> {
-    if let Some(error) = response.extensions().get::<Arc<Error>>() {
-        tracing::warn!(%error, "an upstream answered with an error");
-    }
-    response
-}
-
+/// What has failed of an upstream's was [logged](crate::calls) where it happened.
 fn log(error: &BoxError) {
     if let Some(report) = Report::find(&**error) {
         return validation::log(report);
     }
-    match Error::find(&**error).map(Error::class) {
-        Some(Class::Connect | Class::Upstream | Class::Malformed | Class::Timeout) => {
-            tracing::warn!(%error, "a call failed");
-        }
-        Some(_) => tracing::debug!(%error, "a request was refused"),
-        // Not worth a line for each: /admin/limits counts them.
-        None if Rejected::find(&**error).is_some() => tracing::debug!(%error, "a request was refused"),
-        None => tracing::error!(%error, "a call failed"),
+    let ours = |error: &(dyn StdError + 'static)| {
+        error.is::<Error>() || error.is::<Rejected>() || error.is::<NotBegun>()
+    };
+    if chain(&**error).any(ours) {
+        // Not worth a line for each: they are counted.
+        tracing::debug!(%error, "a request was refused");
+    } else {
+        tracing::error!(%error, "a call failed");
     }
 }
 
@@ -399,11 +410,14 @@ async fn list_models(State(app): State<App>, headers: HeaderMap) -> Response<Ful
 async fn retrieve_model(
     State(app): State<App>,
     headers: HeaderMap,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
 ) -> Response<Full<Bytes>> {
     if let Err(error) = app.access.tenant(&headers) {
         return refuse(error.into());
     }
+    let Ok(Path(id)) = id else {
+        return Error::new(Class::BadRequest, "the path is not UTF-8 text").to_response();
+    };
     match app.config.models.iter().find(|model| model.name == id) {
         Some(model) => json_response(&describe(model)),
         None => no_such_model(&id).to_response(),

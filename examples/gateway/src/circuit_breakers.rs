@@ -7,7 +7,7 @@ use std::{error::Error as StdError, sync::Arc, time::Duration};
 
 use bartizan_circuit_breaker::{CircuitBreaker, State, Stats, Transition};
 use bartizan_core::{BoxError, Class as Outcome, Classify, Rejected, RejectionKind, RetryAfter};
-use bartizan_provider::{Class, Error, StillSending};
+use bartizan_provider::{Class, Error, OutOfDescriptors, StillSending};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use http::{Request, Response};
@@ -122,16 +122,18 @@ impl<B> Classify<Response<B>> for Judge {
                 None => return Outcome::Success,
             },
             Err(error) => match Error::find(error) {
-                // A client that reads slowly, or has asked for very much.
-                Some(error) if error.source().is_some_and(<dyn StdError>::is::<StillSending>) => {
-                    return Outcome::Ignore;
-                }
+                Some(error) if error.source().is_some_and(is_nobodys) => return Outcome::Ignore,
                 Some(error) => error,
                 None => return Outcome::Failure(RetryAfter::Unknown),
             },
         };
         if error.class().is_transient() { Outcome::Failure(error.retry_after()) } else { Outcome::Ignore }
     }
+}
+
+/// A client that reads slowly, or has asked for very much; or a gateway that could not ask.
+fn is_nobodys(cause: &(dyn StdError + 'static)) -> bool {
+    cause.is::<StillSending>() || cause.is::<OutOfDescriptors>()
 }
 
 /// What clients are told while probes are under way: those may be over at any moment.

@@ -110,6 +110,8 @@ pub struct Limits {
     pub idle: Duration,
     /// For everything.
     pub total: Duration,
+    /// How long a connection is kept between calls; zero keeps none.
+    pub keep_idle: Duration,
 }
 
 /// What tenants may ask for, and what becomes of what they ask beyond.
@@ -498,6 +500,7 @@ impl Default for Limits {
             first_frame: Duration::from_secs(60),
             idle: Duration::from_secs(60),
             total: Duration::from_secs(600),
+            keep_idle: Duration::from_secs(4),
         }
     }
 }

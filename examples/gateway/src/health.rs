@@ -22,6 +22,7 @@ use secrecy::{ExposeSecret, SecretString};
 use tower::{Service, ServiceBuilder, ServiceExt};
 
 use crate::{
+    app::transport,
     circuit_breakers::Judge,
     config::{Config, Model},
 };
@@ -96,7 +97,7 @@ impl Upstreams {
     /// They are to be polled, and never end.
     pub(crate) fn probers(&self, config: &Config, url: impl Fn(&Model) -> String) -> Vec<Prober> {
         let Some(every) = config.health.probe_every else { return Vec::new() };
-        let transport = HttpTransport::new();
+        let transport = transport(config.limits.keep_idle);
         let prober = |model: &Model| {
             let (transport, key) = (transport.clone().connect_within(model.limits.connect), model.api_key());
             let url = format!("{}/models", url(model));

@@ -8,6 +8,7 @@ mod access;
 pub mod app;
 mod ask;
 mod batches;
+mod calls;
 mod circuit_breakers;
 pub mod config;
 mod dedup;

@@ -60,7 +60,7 @@ Signals:
   SIGINT, SIGTERM  stop accepting and finish what is in flight; a second one cuts it
 
 Exit status:
-  0 if all went well, 1 if the server could not run, 2 if the configuration or the command line is wrong";
+  0 if all went well, 1 if the server could not run or nothing could be printed, 2 if the configuration or the command line is wrong";
 
 /// The configuration or the command line is wrong, as clap says it too.
 const WRONG: u8 = 2;
@@ -68,8 +68,7 @@ const WRONG: u8 = 2;
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if arguments.sample {
-        print(&sample());
-        return ExitCode::SUCCESS;
+        return end(print(&sample()));
     }
     let environment = Environment::of_process();
     let config = match Config::load(arguments.config.as_deref(), &environment, arguments.listen.as_deref()) {
@@ -85,19 +84,22 @@ fn main() -> ExitCode {
         let source =
             arguments.config.map_or("the built-in configuration".into(), |path| path.display().to_string());
         let server = &config.server;
-        print(&format!(
+        return end(print(&format!(
             "{source} is valid\nlisten: {}, {} workers\n{}",
             server.listen,
             server.workers,
             models(&config)
-        ));
-        return ExitCode::SUCCESS;
+        )));
     }
     if let Err(error) = start_logs() {
         eprintln!("error: RUST_LOG: {error}");
         return ExitCode::from(WRONG);
     }
-    match run(config) {
+    end(run(config))
+}
+
+fn end(result: io::Result<()>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
@@ -135,7 +137,10 @@ async fn run(config: Config) -> io::Result<()> {
     };
     let address = server.local_addr()?;
     let (app, beside) = App::new(config).await?;
-    print(&greeting(app.config(), address));
+    if let Err(error) = print(&greeting(app.config(), address)) {
+        // Whom that served is not worth less for it.
+        tracing::warn!(%error, "nobody was told where this listens");
+    }
 
     let (draining, delay) = (app.clone(), app.config().server.drain_delay);
     let stopped = async move {
@@ -214,10 +219,15 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
     address
 }
 
-/// Unlike `print!`, does not panic when nobody reads any more.
-fn print(text: &str) {
+/// Unlike `print!`, does not panic: that nobody reads any more is no fault.
+fn print(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
-    let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(io::Error::other(format!("cannot write to stdout: {error}")))
+        }
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use bartizan_core::{BoxError, Rejected, RejectionKind, UntilBodyEnd};
+use bartizan_core::{BoxError, Rejected, RejectionKind, RejectionLayer, UntilBodyEnd};
 use bartizan_provider::{Class, Error, Facts, Tenant, UsageReport};
 use bartizan_rate_limit::{Exceeded, Limit, Quota, RateLimitLayer, RateLimiter, exhausted};
 use bytes::Bytes;
@@ -69,8 +69,11 @@ impl RateLimits {
         limited.then(|| Arc::new(limits))
     }
 
-    /// Limits what reaches `inner`.
-    pub(crate) fn around(&self, inner: Ask) -> Ask {
+    /// Limits what reaches `inner`, and tells what is left.
+    ///
+    /// `refuse` makes responses of what fails within, since only a response can tell.
+    pub(crate) fn around(&self, inner: Ask, refuse: fn(BoxError) -> Response<Full<Bytes>>) -> Ask {
+        let inner = RejectionLayer::new(refuse).layer(inner);
         let requests = |limit: &Arc<Limited>| {
             let limited = limit.clone();
             limit.limiter.rule().by_ref(move |request: &Request<Bytes>| limited.key(request))
@@ -258,7 +261,7 @@ fn estimate(request: &Request<Bytes>) -> u64 {
 
 /// What an answer turns out to have cost: nothing if it is an error or was got for somebody else, else what it tells by its
 /// end, if it does.
-fn used(response: &Response<AnswerBody>) -> impl FnOnce() -> Option<u64> + use<> {
+fn used<B>(response: &Response<B>) -> impl FnOnce() -> Option<u64> + use<B> {
     let paid = response.extensions().get::<Paid>().cloned();
     let is_free = !response.status().is_success() || dedup::is_shared(response);
     let report = response.extensions().get::<UsageReport>().cloned();

@@ -6,7 +6,8 @@
 //! share calls between workers, they may: no runtime ends before all workers have served.
 //!
 //! A client that disconnects drops the service's future or the response's body at once, provided that the service has
-//! read the request to its end: HTTP/1 has no other way to look past it.
+//! read the request to its end: HTTP/1 has no other way to look past it. That it has sent more by then changes nothing, up to
+//! 64 KiB.
 
 use std::{
     convert::Infallible,

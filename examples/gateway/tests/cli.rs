@@ -318,3 +318,112 @@ fn circuit_breakers_are_logged() {
     assert!(child.wait().unwrap().success());
     assert!(!logs.any(|line| line.contains("refused") || line.contains("circuit")));
 }
+
+/// That it has no file descriptor left is not its upstreams' fault, and it says so.
+#[cfg(unix)]
+#[test]
+fn out_of_descriptors() {
+    let upstream = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let to = upstream.local_addr().unwrap();
+    std::thread::spawn(move || {
+        // A connection each, so that each call needs a descriptor of its own.
+        for connection in upstream.incoming() {
+            let mut connection = connection.unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"[]}") {
+                let mut some = [0; 4096];
+                let read = connection.read(&mut some).unwrap();
+                request.extend_from_slice(&some[..read]);
+            }
+            let answer = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n\r\n{}";
+            connection.write_all(answer.as_bytes()).unwrap();
+        }
+    });
+    let path = file(
+        "descriptors.toml",
+        format!(
+            "[circuit_breaker]\nfailure_threshold = 2\n[health]\nmin_requests = 1\n\
+             [[model]]\nname = \"m\"\nupstream = \"openai\"\nbase_url = \"http://{to}/v1\"\n"
+        ),
+    );
+    let script =
+        format!("ulimit -n 40; exec {} --listen 127.0.0.1:0 --config {path}", env!("CARGO_BIN_EXE_gateway"));
+    let mut child = Command::new("sh")
+        .args(["-c", &script])
+        .env_clear()
+        .env("GATEWAY_SERVER_WORKERS", "1")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let address = lines.next().unwrap().strip_prefix("listening on http://").unwrap().to_owned();
+
+    let ask = |connection: &mut TcpStream, head: &str, body: &str| {
+        let request = format!(
+            "{head} HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        connection.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        loop {
+            let mut some = [0; 65536];
+            let read = connection.read(&mut some).unwrap();
+            assert_ne!(read, 0, "{answer}");
+            answer += str::from_utf8(&some[..read]).unwrap();
+            // Heads and bodies of JSON end like this, and these nowhere else.
+            if answer.split_once("\r\n\r\n").is_some_and(|(_, body)| body.ends_with('}')) {
+                return answer;
+            }
+        }
+    };
+    let chat = |connection: &mut TcpStream| {
+        ask(connection, "POST /v1/chat/completions", r#"{"model":"m","messages":[]}"#)
+    };
+    let mut held = Vec::new();
+    let refused = loop {
+        let mut connection = TcpStream::connect(&address).unwrap();
+        let answer = chat(&mut connection);
+        held.push(connection);
+        if !answer.starts_with("HTTP/1.1 200 ") {
+            break answer;
+        }
+    };
+    let told = format!("could not connect to {to}: Too many open files (os error 24)");
+    for _ in 0..5 {
+        let answer = chat(held.last_mut().unwrap());
+        assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains(&told), "{answer}");
+        assert!(answer.contains(r#""code":"out_of_descriptors""#), "{answer}");
+    }
+    assert!(refused.contains(&told), "{refused}");
+    let health = ask(held.last_mut().unwrap(), "GET /health", "");
+    assert!(health.starts_with("HTTP/1.1 200 ") && health.contains(r#""status":"healthy""#), "{health}");
+
+    // When one is free again it goes on.
+    held.remove(0);
+    while !chat(held.last_mut().unwrap()).starts_with("HTTP/1.1 200 ") {}
+    drop(held);
+    signal(&child, "-TERM");
+    let Output { status, stderr, .. } = child.wait_with_output().unwrap();
+    let logs = text(stderr);
+    assert!(status.success() && logs.contains("WARN") && logs.contains(&told), "{logs}");
+}
+
+/// A configuration that is cut short where the disk is full must not look like one that was written.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_told() {
+    for arguments in [&["--sample"][..], &["--check"]] {
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let output = gateway(arguments)
+            .stdout(full)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+            .wait_with_output()
+            .unwrap();
+        let said = text(output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert_eq!(said, "error: cannot write to stdout: No space left on device (os error 28)\n");
+    }
+}

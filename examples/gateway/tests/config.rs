@@ -77,7 +77,7 @@ fn the_sample_shows_the_defaults() {
         _ => format!("{line}\n"),
     });
     let text: String = lines.collect();
-    assert_eq!(uncommented, 81);
+    assert_eq!(uncommented, 82);
     assert_eq!(format!("{:?}", load(&text)), defaults);
 }
 
@@ -248,7 +248,7 @@ fn unknown_keys_come_with_advice() {
         ),
         (
             "[limits]\nzzz = 5",
-            r#"g.toml:5: unknown key "zzz" in [limits]; its keys are connect_ms, head_ms, first_frame_ms, idle_ms, total_ms"#,
+            r#"g.toml:5: unknown key "zzz" in [limits]; its keys are connect_ms, head_ms, first_frame_ms, idle_ms, total_ms, keep_idle_ms"#,
         ),
         ("total_msec = 5", r#"g.toml:4: unknown key "total_msec" in [[model]]; did you mean "total_ms"?"#),
         (

@@ -139,7 +139,7 @@ async fn an_upstream_that_dies_and_recovers() {
     assert_eq!((front.ask(GOOD).await.status, front.mock.calls()), (500, 6));
     assert_open(&front.ask(GOOD).await, "\"chat\"");
     let told = front.told("chat").await;
-    assert_part(&told, &json!({"state": "open", "opens": 2}));
+    assert_part(&told, &json!({"state": "open", "opens": 2, "failures_in_a_row": 4}));
 
     // It has recovered, and the first who comes is answered.
     front.mock.script_for("chat", Script::new());

@@ -150,6 +150,14 @@ async fn an_unknown_path() {
 }
 
 #[tokio::test]
+async fn a_path_that_is_no_text() {
+    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nhost: gateway\r\nconnection: close\r\n\r\n");
+    for path in ["/v1/models/%ff%zz", "/v1/models/%ff"] {
+        answer(get(path).as_bytes()).await.assert_error(400, INVALID, None, "not UTF-8");
+    }
+}
+
+#[tokio::test]
 async fn a_body_that_announces_to_be_too_large() {
     const LARGE: usize = 10 * 1024 * 1024 + 1;
     // With or without asking first, nothing of the body is sent before the answer.

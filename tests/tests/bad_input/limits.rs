@@ -296,6 +296,7 @@ async fn keys_that_are_not_known() {
         }
     }
     assert_eq!(front.get("/v1/models/chat", "").await.status, 401);
+    assert_eq!(front.get("/v1/models/%ff%zz", "").await.status, 401);
     assert_eq!((front.get("/livez", "").await.status, front.mock.calls()), (200, 0));
 
     // The key says who it is, and the header cannot; nor does the upstream learn of either.
@@ -441,5 +442,33 @@ async fn clients_that_go_when_they_have_what_they_want() {
     let settled =
         async { while front.told("", "tokens_per_hour").await["available"].as_i64().unwrap() > 701 {} };
     within("the call to be settled", settled).await;
+    front.stop().await;
+}
+
+#[tokio::test]
+async fn errors_of_calls_that_were_admitted_tell_what_is_left() {
+    let (mock, upstream) = mock().await;
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let models = [
+        model("chat", upstream, "head_ms = 30"),
+        model("dead", nobody, ""),
+        "[rate_limits]\nrequests_per_hour = 9\ntokens_per_hour = 1000\n[circuit_breaker]\nfailure_threshold = 1\n".to_owned(),
+    ];
+    let gateway = Gateway::start(&format!("admin_token = \"{ADMIN}\""), &models).await;
+    let front = Front { address: gateway.address, gateway, mock };
+    let mut left = 9;
+    for (model, status) in [("gpt-9", 404), ("chat", 504), ("chat", 503), ("dead", 502), ("dead", 503)] {
+        front.mock.script(Script::new().hang());
+        let answer = front.ask("", &GOOD.replace("chat", model)).await;
+        left -= 1;
+        assert_eq!(answer.status, status, "{answer:?}");
+        let policy = "\"requests_per_hour\";q=9;w=3600, \"tokens_per_hour\";q=1000;w=3600";
+        assert_eq!(answer.header("ratelimit-policy"), Some(policy), "{answer:?}");
+        let remaining = format!("\"requests_per_hour\";r={left};t=");
+        assert!(answer.header("ratelimit").unwrap().starts_with(&remaining), "{answer:?}");
+        assert_eq!(answer.header("x-ratelimit-remaining"), Some(&*left.to_string()), "{answer:?}");
+    }
+    // They cost no tokens.
+    assert_eq!(front.told("", "tokens_per_hour").await["available"], 1000);
     front.stop().await;
 }

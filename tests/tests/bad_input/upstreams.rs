@@ -293,3 +293,40 @@ async fn a_client_that_leaves_before_the_head() {
     }
     gateway.stop().await;
 }
+
+#[tokio::test]
+async fn connections_are_kept_for_as_long_as_the_model_says() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let upstream = listener.local_addr().unwrap();
+    let (see, mut seen) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        for number in 1.. {
+            let (mut connection, _) = listener.accept().await.unwrap();
+            let see = see.clone();
+            tokio::spawn(async move {
+                let mut request = Vec::new();
+                while connection.read_buf(&mut request).await.is_ok_and(|read| read > 0) {
+                    if request.ends_with(br#""hello"}]}"#) {
+                        request.clear();
+                        see.send(number).unwrap();
+                        connection.write_all(&with_length(JSON, r#"{"id":"1"}"#)).await.unwrap();
+                    }
+                }
+            });
+        }
+    });
+    let models = [
+        model("chat", upstream, "keep_idle_ms = 60_000"),
+        model("other", upstream, ""),
+        "[limits]\nkeep_idle_ms = 0\n".to_owned(),
+    ];
+    let gateway = Gateway::start("workers = 1", &models).await;
+    let mut used = async |model: &str| {
+        let answer = exchange(gateway.address, &chat(GOOD.replace("chat", model))).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        seen.recv().await.unwrap()
+    };
+    assert_eq!([used("chat").await, used("chat").await, used("chat").await], [1, 1, 1]);
+    assert_eq!([used("other").await, used("other").await, used("chat").await], [2, 3, 1]);
+    gateway.stop().await;
+}

@@ -173,6 +173,8 @@ struct Model {
     probes: u32,
     successes: u32,
     run: u32,
+    /// As `run`, through all states.
+    row: u32,
     log: Vec<(bool, bool)>,
     opens: u64,
     late: u64,
@@ -218,6 +220,7 @@ impl Model {
             probes: 0,
             successes: 0,
             run: 0,
+            row: 0,
             log: Vec::new(),
             opens: 0,
             late: 0,
@@ -230,6 +233,7 @@ impl Model {
             && self.probes > 0
             && self.now >= self.mark + nanos(timeout)
         {
+            self.row += 1;
             self.open(self.mark + nanos(timeout), true);
         }
     }
@@ -250,7 +254,7 @@ impl Model {
 
     fn close(&mut self) {
         self.change(State::Closed);
-        (self.run, self.reopened, self.not_before) = (0, 0, 0);
+        (self.run, self.row, self.reopened, self.not_before) = (0, 0, 0, 0);
         self.log.clear();
     }
 
@@ -295,6 +299,7 @@ impl Model {
         if let Outcome::Failure(RetryAfter::After(wait)) = outcome {
             self.not_before = self.not_before.max(self.now + nanos(wait));
         }
+        self.row = if failed { self.row + 1 } else { 0 };
         if self.state == State::HalfOpen {
             if failed || slow {
                 self.open(self.now, true);
@@ -411,6 +416,8 @@ proptest! {
             prop_assert_eq!((word.state(), machine.generation), (model.state, model.generation + 7));
             prop_assert_eq!((word.probes(), word.successes()), (model.probes, model.successes));
             prop_assert_eq!((tallied.opens, tallied.late), (model.opens, model.late));
+            let in_a_row = if consecutive.is_some() { model.row } else { 0 };
+            prop_assert_eq!(machine.counted(model.now).in_a_row, in_a_row);
             if model.state == State::Closed && !model.settings.windows.is_empty() {
                 prop_assert_eq!(machine.counted(model.now).counts, model.counts());
             }

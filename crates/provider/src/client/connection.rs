@@ -13,9 +13,11 @@ use hyper::{
 };
 use hyper_rustls::MaybeHttpsStream;
 use hyper_util::rt::TokioIo;
-use tokio::{net::TcpStream, task::coop::unconstrained};
+use tokio::task::coop::unconstrained;
 
-pub(super) type Io = MaybeHttpsStream<TokioIo<TcpStream>>;
+use super::link::{Link, Look};
+
+pub(super) type Io = MaybeHttpsStream<TokioIo<Link>>;
 pub(super) type Sent = Pin<Box<dyn Future<Output = SendResult> + Send>>;
 pub(super) type SendResult = Result<Response<Incoming>, TrySendError<Request<Full<Bytes>>>>;
 
@@ -23,12 +25,17 @@ pub(super) type SendResult = Result<Response<Incoming>, TrySendError<Request<Ful
 pub(super) struct Connection {
     sender: http1::SendRequest<Full<Bytes>>,
     driver: http1::Connection<Io, Full<Bytes>>,
+    look: Look,
 }
 
 impl Connection {
     pub(super) async fn open(io: Io) -> hyper::Result<Box<Self>> {
+        let look = match &io {
+            MaybeHttpsStream::Http(io) => io.inner().look(),
+            MaybeHttpsStream::Https(io) => io.inner().get_ref().0.inner().inner().look(),
+        };
         let (sender, driver) = http1::handshake(io).await?;
-        Ok(Box::new(Self { sender, driver }))
+        Ok(Box::new(Self { sender, driver, look }))
     }
 
     /// Outside of tokio's budget: `Pending` must mean that the connection has not delivered, never that the task has
@@ -43,6 +50,12 @@ impl Connection {
     /// polled with [`no_waker`] right after. With a real one the task would wake itself.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<hyper::Result<()>> {
         Pin::new(&mut self.driver).poll(cx)
+    }
+
+    /// As [`is_reusable`](Self::is_reusable), of one that was idle: a close that has arrived is not missed.
+    pub(super) fn is_still_reusable(&mut self, cx: &mut Context<'_>) -> bool {
+        let look = self.look.clone();
+        look.closely(|| self.is_reusable(cx))
     }
 
     /// Whether the next request may be sent: the last one is done, both ways, and the server keeps the connection.

@@ -5,6 +5,7 @@ use std::{
     task::{Context, Poll},
 };
 
+use bartizan_core::BoxError;
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, Uri, header::HOST};
 use http_body_util::Full;
@@ -14,7 +15,7 @@ use super::{
     Key, Shared,
     body::DrivenBody,
     connection::{Connection, Sent, no_waker},
-    root_cause,
+    not_connected, root_cause,
 };
 use crate::{Class, Error};
 
@@ -128,15 +129,13 @@ fn connect(transport: &Shared, (scheme, authority): &Key) -> Connect {
     let uri = Uri::builder().scheme(scheme.clone()).authority(authority.clone()).path_and_query("/").build();
     let host = authority.clone();
     Box::pin(async move {
-        let failed =
-            |cause: String| Error::new(Class::Connect, format!("could not connect to {host}: {cause}"));
-        let uri = uri.map_err(|error| failed(error.to_string()))?;
-        let io = match tokio::time::timeout(within, connector.call(uri)).await {
-            Ok(Ok(io)) => io,
-            Ok(Err(error)) => return Err(failed(root_cause(&*error)).with_source(error)),
-            Err(_) => return Err(failed(format!("no connection within {within:?}"))),
-        };
-        Connection::open(io).await.map_err(|error| failed(root_cause(&error)).with_source(error))
+        let failed = |error: BoxError| not_connected(&host, error);
+        let uri = uri.map_err(|error| failed(error.into()))?;
+        let connecting = tokio::time::timeout(within, connector.call(uri)).await;
+        let io = connecting
+            .map_err(|_| failed(format!("no connection within {within:?}").into()))?
+            .map_err(failed)?;
+        Connection::open(io).await.map_err(|error| failed(error.into()))
     })
 }
 

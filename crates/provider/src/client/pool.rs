@@ -53,7 +53,7 @@ impl Pool {
                 drop(too_old);
                 return None;
             }
-            if idle.connection.is_reusable(cx) {
+            if idle.connection.is_still_reusable(cx) {
                 return Some(idle.connection);
             }
         }

@@ -178,3 +178,16 @@ fn only_error_events_are_errors() {
         assert_eq!(Error::of_event(data.as_bytes(), &[]).unwrap().class(), class, "{data}");
     }
 }
+
+#[test]
+fn a_refusal_within_a_stream_says_what_it_would_before_it() {
+    let event = |error: &(dyn error::Error + 'static)| {
+        let event = String::from_utf8(event_of(error).to_vec()).unwrap();
+        let json: serde_json::Value = serde_json::from_str(event.strip_prefix("data: ").unwrap()).unwrap();
+        ["message", "type", "code"].map(|name| json["error"][name].as_str().unwrap().to_owned())
+    };
+    let slow = Rejected::new(RejectionKind::Lagged, "dedup");
+    assert_eq!(event(&slow), ["dedup: read too slowly", "service_unavailable_error", "lagged"]);
+    let unknown = std::io::Error::other("of nobody's business");
+    assert_eq!(event(&unknown), ["the stream broke off", "api_error", "upstream_error"]);
+}

@@ -260,7 +260,7 @@ impl Loader<'_> {
         if given.is_wrong("total_ms") {
             return;
         }
-        let Limits { connect, head, first_frame, idle, total } = *limits;
+        let Limits { connect, head, first_frame, idle, total, keep_idle: _ } = *limits;
         let parts =
             [("connect_ms", connect), ("head_ms", head), ("first_frame_ms", first_frame), ("idle_ms", idle)];
         for (name, limit) in parts {

@@ -214,7 +214,7 @@ const MODEL_HEAD: &str = "
 
 const MODEL_END: &str = "\
 #   fallbacks, context_length_fallbacks, content_policy_fallbacks, retries: as in [fallback], for this model only.
-#   connect_ms, head_ms, first_frame_ms, idle_ms, total_ms: as in [limits], for this model only.
+#   connect_ms, head_ms, first_frame_ms, idle_ms, total_ms, keep_idle_ms: as in [limits], for this model only.
 #
 # A model of OpenAI's:
 #

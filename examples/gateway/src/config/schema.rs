@@ -157,6 +157,14 @@ pub(super) const LIMITS: &[Key<Limits>] = &[
         default: "600_000",
         doc: "For the whole call. No other limit may be set above it, where it could never be reached.",
     },
+    Key {
+        name: "keep_idle_ms",
+        kind: Kind::Integer(0..=86_400_000, |limits, ms| limits.keep_idle = Duration::from_millis(ms)),
+        default: "4_000",
+        doc: "How long a connection to an upstream is kept for the next call, outside of all calls; 0 keeps none. To be less\n\
+              than the upstream keeps it: a call on its way while the upstream closes has failed, and may have been read. Many\n\
+              servers close after 5 seconds, as vLLM's does.",
+    },
 ];
 
 /// A `[[model]]` while it is read.

@@ -1,4 +1,5 @@
-//! A limit on how long a client may leave what it was sent unread.
+//! A client's connection, as hyper uses it: with a limit on how long the client may leave unread what it was sent, and an eye
+//! on whether it is still there.
 
 use std::{
     io,
@@ -7,25 +8,37 @@ use std::{
     time::Duration,
 };
 
+use bytes::BytesMut;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::{Sleep, sleep},
 };
 
-/// A stream whose writes fail when none of them gets on for too long.
+/// How much of what a client sends before it is answered is read, in bytes: as much as the head of one more request may have.
+/// Behind more than that a close is not seen, and the request goes on until something is written to whoever has gone.
+pub(super) const READ_AHEAD: usize = super::MAX_HEAD;
+
+/// A stream whose writes fail when none of them gets on for too long, and that fails when its client has closed it.
 ///
 /// A client that does not read stops the body, and with it every limit that is looked at when the body is polled; but
 /// it holds its connection and the upstream's.
+///
+/// While a request is under way hyper looks for a close only as long as it holds nothing that the client has sent since. One
+/// byte more, and it would see the client go when it has answered it. So what comes then is read here, and kept for hyper.
 pub(super) struct Patient<T> {
     inner: T,
     limit: Duration,
     /// Runs while a write waits.
     waiting: Option<Pin<Box<Sleep>>>,
+    /// Read, and not asked for yet.
+    ahead: BytesMut,
+    /// The last read has got something, so its reader may leave the rest for later.
+    more: bool,
 }
 
 impl<T> Patient<T> {
     pub(super) fn new(inner: T, limit: Duration) -> Self {
-        Self { inner, limit, waiting: None }
+        Self { inner, limit, waiting: None, ahead: BytesMut::new(), more: false }
     }
 
     pub(super) fn into_inner(self) -> T {
@@ -56,11 +69,42 @@ impl<T: AsyncRead + Unpin> AsyncRead for Patient<T> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_read(cx, buf)
+        let this = &mut *self;
+        if !this.ahead.is_empty() {
+            let next = this.ahead.split_to(this.ahead.len().min(buf.remaining()));
+            buf.put_slice(&next);
+            return Poll::Ready(Ok(()));
+        }
+        let before = buf.filled().len();
+        let read = Pin::new(&mut this.inner).poll_read(cx, buf);
+        this.more = read.is_ready() && buf.filled().len() > before;
+        read
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Patient<T> {
+impl<T: AsyncRead + Unpin> Patient<T> {
+    /// Fails if the client has closed the connection.
+    fn look_ahead(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let mut some = [0; 2048];
+        while self.more && self.ahead.len() < READ_AHEAD {
+            let room = some.len().min(READ_AHEAD - self.ahead.len());
+            let mut buf = ReadBuf::new(&mut some[..room]);
+            match Pin::new(&mut self.inner).poll_read(cx, &mut buf)? {
+                Poll::Ready(()) if buf.filled().is_empty() => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::ConnectionAborted,
+                        "the client has closed the connection",
+                    ));
+                }
+                Poll::Ready(()) => self.ahead.extend_from_slice(buf.filled()),
+                Poll::Pending => break,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Patient<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.inner).poll_write(cx, buf);
         self.unless_too_long(written, cx)
@@ -80,6 +124,8 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Patient<T> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // Whenever hyper has done what it can, it ends with this.
+        self.look_ahead(cx)?;
         Pin::new(&mut self.inner).poll_flush(cx)
     }
 

@@ -14,9 +14,12 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::*;
+use super::{patience::READ_AHEAD, *};
 
 const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+
+/// For what has to happen at once, on a busy machine too.
+const SOON: Duration = Duration::from_secs(10);
 
 type TestBody = http_body_util::combinators::BoxBody<Bytes, Infallible>;
 
@@ -297,13 +300,71 @@ async fn what_is_not_http_gets_a_400_and_the_server_stays_up() {
     server.stop().await;
 }
 
+/// As many clients do, sends all that it has, with no eye on the answer.
+#[tokio::test]
+async fn a_refusal_reaches_who_is_still_sending() {
+    let server = start(options(1)).await;
+    let mut connection = server.connect().await;
+    let head = "POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 20000000\r\n\r\n";
+    connection.write_all(head.as_bytes()).await.unwrap();
+    // The answer is there already, and is looked at when all is sent.
+    connection.readable().await.unwrap();
+    for _ in 0..20 {
+        connection.write_all(&[b'x'; 1_000_000]).await.unwrap();
+    }
+    assert_eq!(receive(&mut connection).await, "worker 0");
+    assert_eq!(rest(&mut connection).await, "");
+    // What is no HTTP, too.
+    let mut connection = server.connect().await;
+    connection.write_all(b"GET / \xff\xfe\r\n\r\n").await.unwrap();
+    connection.write_all(&[b'x'; 100_000]).await.unwrap();
+    assert!(rest(&mut connection).await.starts_with("HTTP/1.1 400 "));
+    server.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_is_listened_to_for_ever_after_a_refusal() {
+    let (sender, receiver) = tokio::io::duplex(64);
+    let begin = tokio::time::Instant::now();
+    worker::linger(receiver).await;
+    assert_eq!(begin.elapsed(), worker::LINGER);
+    drop(sender);
+
+    let (mut sender, receiver) = tokio::io::duplex(1 << 20);
+    let sent = async {
+        let piece = vec![b'x'; 1 << 20];
+        let mut sent = 0;
+        while sender.write_all(&piece).await.is_ok() {
+            sent += piece.len() as u64;
+        }
+        sent
+    };
+    let ((), sent) = tokio::join!(worker::linger(receiver), sent);
+    assert!((worker::LINGER_BYTES..worker::LINGER_BYTES + (2 << 20)).contains(&sent), "{sent}");
+
+    // Whoever has gone need not be waited for.
+    let begin = tokio::time::Instant::now();
+    worker::linger(&b"the rest"[..]).await;
+    assert_eq!(begin.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test]
+async fn a_shutdown_does_not_wait_for_who_is_still_sending() {
+    let server = start(options(1)).await;
+    let mut connection = server.connect().await;
+    connection.write_all(b"POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 10\r\n\r\nhalf").await.unwrap();
+    assert_eq!(receive(&mut connection).await, "worker 0");
+    assert_eq!(rest(&mut connection).await, "");
+    let stopping = timeout(worker::LINGER / 2, server.stop());
+    assert_eq!(stopping.await.unwrap(), Drained { open: 1, cut: 0 });
+}
+
 #[tokio::test]
 async fn a_head_that_never_ends_gets_a_431() {
     let server = start(options(1)).await;
     let mut connection = server.connect().await;
     connection.write_all(b"GET / HTTP/1.1\r\nx: ").await.unwrap();
-    // Exactly the bound, so that nothing is left unread and the close is not a reset.
-    connection.write_all(&vec![b'x'; MAX_HEAD - 19]).await.unwrap();
+    connection.write_all(&vec![b'x'; 2 * MAX_HEAD]).await.unwrap();
     assert!(rest(&mut connection).await.starts_with("HTTP/1.1 431 "));
     server.stop().await;
 }
@@ -330,6 +391,64 @@ async fn a_disconnect_drops_the_future_and_the_body() {
         server.event("dropped").await;
         server.stop().await;
     }
+}
+
+/// Whatever it has sent on after its request, and whenever.
+#[tokio::test]
+async fn a_disconnect_is_seen_past_what_follows_the_request() {
+    let large = "x".repeat(READ_AHEAD - 1);
+    for path in ["/hold", "/stream"] {
+        for more in ["G", "GET / HTTP/1.1\r\nhost: test\r\n\r\n", "\r\n", &large] {
+            for at_once in [true, false] {
+                let mut server = start(options(1)).await;
+                let mut connection = server.connect().await;
+                if at_once {
+                    send(&mut connection, &format!("{path} HTTP/1.1\r\nhost: test\r\n\r\n{more}")).await;
+                } else {
+                    send(&mut connection, path).await;
+                }
+                server.event(path).await;
+                if !at_once {
+                    connection.write_all(more.as_bytes()).await.unwrap();
+                }
+                drop(connection);
+                timeout(SOON, server.event("dropped"))
+                    .await
+                    .unwrap_or_else(|_| panic!("{path} {at_once} {more:.9?}"));
+                server.stop().await;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn requests_that_come_ahead_of_answers_are_served() {
+    let mut server = start(options(1)).await;
+    let mut connection = server.connect().await;
+    let padding = "x".repeat(MAX_HEAD / 2);
+    let one = |path: &str| format!("GET {path} HTTP/1.1\r\nhost: test\r\nx: {padding}\r\n\r\n");
+    connection.write_all(one("/hold").as_bytes()).await.unwrap();
+    server.event("/hold").await;
+    let (mut reads, mut writes) = connection.split();
+    let ahead = [one("/1"), one("/2"), one("/3"), one("/4")].concat();
+    let written = async { writes.write_all(ahead.as_bytes()).await.unwrap() };
+    let answered = async {
+        server.shared.release.notify_one();
+        let mut all = String::new();
+        while all.matches("worker 0").count() < 4 {
+            let mut some = [0; 4096];
+            let read = reads.read(&mut some).await.unwrap();
+            all += str::from_utf8(&some[..read]).unwrap();
+        }
+        all
+    };
+    let ((), all) = tokio::join!(written, answered);
+    assert!(all.contains("held"), "{all}");
+    server.event("dropped").await;
+    for path in ["/1", "/2", "/3", "/4"] {
+        server.event(path).await;
+    }
+    server.stop().await;
 }
 
 #[tokio::test]

@@ -6,9 +6,11 @@ use std::{
     pin::{Pin, pin},
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    task::{Context, Poll},
     thread,
+    time::Duration,
 };
 
 use bartizan_core::BoxError;
@@ -17,10 +19,12 @@ use http_body::Body;
 use hyper::body::Incoming;
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use tokio::{
+    io::{AsyncRead, AsyncReadExt, copy, sink},
     net::TcpStream,
     runtime,
     sync::{OwnedSemaphorePermit, mpsc, oneshot, watch},
     task::JoinSet,
+    time::timeout,
 };
 use tower_service::Service;
 
@@ -266,30 +270,86 @@ where
         tracing::debug!(%error, "cannot set TCP_NODELAY");
     }
     let io = TokioIo::new(Patient::new(stream, http.write_timeout));
+    let sends = Arc::default();
+    let service = Noting { inner: service, sends: Arc::clone(&sends) };
     let mut connection = http.builder.serve_connection(io, TowerToHyperService::new(service));
+    let mut drains = pin!(reached(phase, Phase::Drain));
     let served = tokio::select! {
         biased;
         served = &mut connection => Some(served),
-        () = reached(phase, Phase::Drain) => None,
+        () = &mut drains => None,
     };
     let served = match served {
-        Some(served) => served,
+        Some(served) => {
+            let unheard = match &served {
+                Ok(()) => sends.load(Ordering::Relaxed),
+                Err(error) => error.is_parse(),
+            };
+            if unheard {
+                tokio::select! {
+                    biased;
+                    () = drains => {}
+                    () = linger(connection.into_parts().io.into_inner()) => {}
+                }
+                return tell(&served);
+            }
+            served
+        }
         None => {
             Pin::new(&mut connection).graceful_shutdown();
             (&mut connection).await
         }
     };
-    if let Err(error) = served {
-        tracing::debug!(%error, "a connection ended early");
-        if error.is_timeout() {
-            let parts = connection.into_parts();
-            // Silence in the middle of a head deserves to be told; silence between requests is an ordinary end.
-            if !parts.read_buf.is_empty() {
-                // As much as the socket takes now: whoever does not send need not be waited for to read.
-                let _ = parts.io.into_inner().into_inner().try_write(HEAD_TIMEOUT);
-            }
+    tell(&served);
+    if served.is_err_and(|error| error.is_timeout()) {
+        let parts = connection.into_parts();
+        // Silence in the middle of a head deserves to be told; silence between requests is an ordinary end.
+        if !parts.read_buf.is_empty() {
+            // As much as the socket takes now: whoever does not send need not be waited for to read.
+            let _ = parts.io.into_inner().into_inner().try_write(HEAD_TIMEOUT);
         }
     }
+}
+
+fn tell(served: &hyper::Result<()>) {
+    if let Err(error) = served {
+        tracing::debug!(%error, "a connection ended early");
+    }
+}
+
+/// Notes whether the last request has a body: its client may be sending that still when it is answered.
+#[derive(Clone)]
+struct Noting<S> {
+    inner: S,
+    sends: Arc<AtomicBool>,
+}
+
+impl<S: Service<Request<Incoming>>> Service<Request<Incoming>> for Noting<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Incoming>) -> S::Future {
+        self.sends.store(!request.body().is_end_stream(), Ordering::Relaxed);
+        self.inner.call(request)
+    }
+}
+
+/// How long a client is listened to that was answered before it had sent all. A body at the default bound takes so long at
+/// 17 megabits a second; whoever is slower, or sends more, may not see the answer, but does not hold up anybody.
+pub(super) const LINGER: Duration = Duration::from_secs(5);
+
+/// How much of what it sends by then is read, in bytes: three bodies at the default bound.
+pub(super) const LINGER_BYTES: u64 = 32 << 20;
+
+/// Reads on, for nothing, so that the close is no reset: that would take an answer with it that the client has not read yet.
+pub(super) async fn linger(client: impl AsyncRead + Unpin) {
+    // However it ends.
+    _ = timeout(LINGER, copy(&mut client.take(LINGER_BYTES), &mut sink())).await;
 }
 
 /// Hyper only closes; a client that reads learns more from this.
