@@ -385,7 +385,7 @@ fn log(error: &BoxError) {
     };
     if chain(&**error).any(ours) {
         // Not worth a line for each: they are counted.
-        tracing::debug!(%error, "a request was refused");
+        tracing::debug!(%error, "a request was refused, or has failed");
     } else {
         tracing::error!(%error, "a call failed");
     }

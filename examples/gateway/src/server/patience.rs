@@ -85,8 +85,11 @@ impl<T: AsyncRead + Unpin> AsyncRead for Patient<T> {
 impl<T: AsyncRead + Unpin> Patient<T> {
     /// Fails if the client has closed the connection.
     fn look_ahead(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if !self.more {
+            return Ok(());
+        }
         let mut some = [0; 2048];
-        while self.more && self.ahead.len() < READ_AHEAD {
+        while self.ahead.len() < READ_AHEAD {
             let room = some.len().min(READ_AHEAD - self.ahead.len());
             let mut buf = ReadBuf::new(&mut some[..room]);
             match Pin::new(&mut self.inner).poll_read(cx, &mut buf)? {
