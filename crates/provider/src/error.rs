@@ -7,7 +7,9 @@ use http::{
     header::{ALLOW, CONTENT_TYPE},
 };
 use http_body_util::Full;
-use serde::Serialize;
+use memchr::memmem;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use crate::{
     Class,
@@ -49,6 +51,8 @@ struct Inner {
     code: Option<Cow<'static, str>>,
     allow: Option<&'static str>,
     retry_after: RetryAfter,
+    /// The event that told it, if that can be passed on as it came.
+    event: Option<Bytes>,
     source: Option<BoxError>,
 }
 
@@ -65,6 +69,7 @@ impl Error {
             code: None,
             allow: None,
             retry_after: RetryAfter::Unknown,
+            event: None,
             source: None,
         };
         Self { inner: Box::new(inner) }
@@ -113,11 +118,20 @@ impl Error {
 
     /// What the data of a stream's event means if it is an error object, and `None` if it is none.
     ///
-    /// Providers that fail inside a 200 say so with an event in the shape of an error body. This parses the whole
-    /// event, so look for `"error"` in it first.
+    /// Providers that fail inside a 200 say so with an event in the shape of an error body. One that has OpenAI's shape,
+    /// and nothing in it that has to be taken out, is what [`event`](Self::event) gives. This parses the whole event, so
+    /// look for `"error"` in it first.
     pub fn of_event(data: &[u8], secrets: &[&str]) -> Option<Self> {
-        let told = Told::read(data).filter(|told| told.explicit)?;
-        Some(Self::told(classify(None, &told), told, secrets))
+        let mut told = Told::read(data).filter(|told| told.explicit)?;
+        if told.message.is_empty() {
+            told.message = "the upstream told of an error, and not of which".into();
+        }
+        let mut error = Self::told(classify(None, &told), told, secrets);
+        let one_line = !data.contains(&b'\n') && !data.contains(&b'\r');
+        if one_line && error.passes(data, secrets) {
+            error.inner.event = Some(as_event(data));
+        }
+        Some(error)
     }
 
     fn told(class: Class, told: Told, secrets: &[&str]) -> Self {
@@ -130,6 +144,12 @@ impl Error {
         error.inner.param = clean(told.param);
         error.inner.code = clean(told.code);
         error
+    }
+
+    /// Whether the body that told it is fit for clients as it is: it has the shape of OpenAI's errors, and names no key.
+    pub(crate) fn passes(&self, body: &[u8], secrets: &[&str]) -> bool {
+        let names = |secret: &&str| memmem::find(body, secret.as_bytes()).is_some();
+        self.class() != Class::Auth && is_error_object(body) && !secrets.iter().any(names)
     }
 
     /// Sets the status to answer with, where the class's is not precise enough.
@@ -227,10 +247,11 @@ impl Error {
 
     /// The error as the last event of a stream that cannot go on: `data: {"error":{..}}` and an empty line.
     ///
-    /// OpenAI's clients raise it as an exception. No `[DONE]` belongs after it.
+    /// OpenAI's clients raise it as an exception. No `[DONE]` belongs after it. What an upstream has told in an event of
+    /// this kind is told in its words ([`of_event`](Self::of_event)).
     pub fn event(&self) -> Bytes {
         // JSON has no bare line break, so this is one line of data whatever the message holds.
-        Bytes::from([b"data: ", self.json().as_slice(), b"\n\n"].concat())
+        self.inner.event.clone().unwrap_or_else(|| as_event(&self.json()))
     }
 
     pub(crate) fn json(&self) -> Vec<u8> {
@@ -300,6 +321,20 @@ pub(crate) fn event_of(error: &(dyn error::Error + 'static)) -> Bytes {
     }
     let message = Rejected::find(error).map_or_else(|| "the stream broke off".into(), ToString::to_string);
     Error::new(Class::Upstream, message).event()
+}
+
+fn as_event(json: &[u8]) -> Bytes {
+    Bytes::from([b"data: ", json, b"\n\n"].concat())
+}
+
+/// Whether a body has the shape of OpenAI's errors.
+fn is_error_object(body: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Outer<'a> {
+        #[serde(borrow)]
+        error: &'a RawValue,
+    }
+    serde_json::from_slice::<Outer<'_>>(body).is_ok_and(|outer| outer.error.get().starts_with('{'))
 }
 
 /// Takes `secrets` out of a text that somebody else wrote, such as an upstream's error message.

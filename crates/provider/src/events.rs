@@ -1,6 +1,7 @@
 use std::{
     fmt,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -13,7 +14,7 @@ use http_body::{Body, Frame};
 use memchr::memmem;
 use pin_project_lite::pin_project;
 
-use crate::{Class, Error, UsageReport, limits::Watch};
+use crate::{Class, Error, UsageReport, limits::Watch, service::Upstream, usage::value};
 
 /// The longest event passed on, in bytes: a bound on what is held back.
 const MAX_EVENT: usize = 1024 * 1024;
@@ -32,6 +33,7 @@ pin_project! {
         said: Said,
         usage: UsageReport,
         state: State,
+        upstream: Arc<Upstream>,
     }
 }
 
@@ -45,9 +47,9 @@ enum State {
 
 impl<B> Events<B> {
     /// What the events tell of usage goes to `usage`.
-    pub(crate) fn new(inner: B, watch: Watch, usage: UsageReport) -> Self {
+    pub(crate) fn new(inner: B, watch: Watch, usage: UsageReport, upstream: Arc<Upstream>) -> Self {
         let (aligner, said) = (Aligner::new(MAX_EVENT), Said::default());
-        Self { inner, aligner, watch, said, usage, state: State::Open }
+        Self { inner, aligner, watch, said, usage, state: State::Open, upstream }
     }
 }
 
@@ -70,7 +72,9 @@ where
                     let Ok(chunk) = frame.into_data() else { continue };
                     match this.aligner.push(chunk) {
                         Ok(events) => {
-                            if let Err(error) = this.said.pass_on(events, this.usage, &mut run) {
+                            let said =
+                                this.said.pass_on(events, this.usage, this.upstream.secret(), &mut run);
+                            if let Err(error) = said {
                                 *this.state = end(this.said.done, Some(error));
                             }
                         }
@@ -81,7 +85,8 @@ where
                     }
                 }
                 Poll::Ready(None) => {
-                    let last = this.said.pass_on(this.aligner.finish(), this.usage, &mut run);
+                    let last = this.aligner.finish();
+                    let last = this.said.pass_on(last, this.usage, this.upstream.secret(), &mut run);
                     *this.state = end(this.said.done, last.err());
                 }
                 Poll::Ready(Some(Err(error))) => {
@@ -127,8 +132,14 @@ struct Said {
 }
 
 impl Said {
-    /// Puts whole events into the run, up to the first thing that no client could read.
-    fn pass_on(&mut self, mut events: Bytes, usage: &UsageReport, run: &mut Run) -> Result<(), Error> {
+    /// Puts whole events into the run, up to the first thing that no client could read, or that says that it has failed.
+    fn pass_on(
+        &mut self,
+        mut events: Bytes,
+        usage: &UsageReport,
+        secret: Option<&str>,
+        run: &mut Run,
+    ) -> Result<(), Error> {
         if events.is_empty() {
             return Ok(());
         }
@@ -145,7 +156,14 @@ impl Said {
                 let message = "the upstream's stream has an event in it that is not UTF-8";
                 result = Err(Error::new(Class::Malformed, message).with_source(garbage));
             }
-            self.done = has_done(&events);
+            match Last::find(&events, secret) {
+                Some(Last::Done) => self.done = true,
+                Some(Last::Failed { from, error }) => {
+                    events.truncate(from);
+                    result = Err(error);
+                }
+                None => {}
+            }
             usage.hear(&events);
         }
         self.anything = true;
@@ -175,17 +193,48 @@ fn of_body(error: BoxError) -> Error {
     }
 }
 
-/// Whether the event by which OpenAI's streams say that they are complete is among these.
-fn has_done(events: &Bytes) -> bool {
-    // Events are taken apart only if the word is there at all, which it is once in a stream.
-    if memmem::find(events, b"[DONE]").is_none() {
-        return false;
+/// An event after which a client expects no other.
+enum Last {
+    /// `[DONE]`, by which OpenAI's streams say that they are complete.
+    Done,
+    /// It begins here, and says that the answer has failed.
+    Failed { from: usize, error: Error },
+}
+
+impl Last {
+    fn find(events: &Bytes, secret: Option<&str>) -> Option<Self> {
+        // Events are taken apart only if one of these words is there at all, which it is once in a stream.
+        if memmem::find(events, DONE).is_none() && !may_tell_error(events) {
+            return None;
+        }
+        let mut decoder = Decoder::new(usize::MAX);
+        // They are whole, so what follows a last `\r` can only end it.
+        decoder.push([events, &b"\n"[..]].concat().into());
+        let mut from = 0;
+        while let Ok(Some(event)) = decoder.next_event() {
+            if let Some(data) = event.data() {
+                if data.trim_ascii() == DONE {
+                    return Some(Self::Done);
+                }
+                if may_tell_error(&data)
+                    && let Some(error) = Error::of_event(&data, secret.as_slice())
+                {
+                    return Some(Self::Failed { from, error });
+                }
+            }
+            from += event.raw().len();
+        }
+        None
     }
-    let mut decoder = Decoder::new(usize::MAX);
-    // They are whole, so what follows a last `\r` can only end it.
-    decoder.push([events, &b"\n"[..]].concat().into());
-    let mut events = std::iter::from_fn(|| decoder.next_event().ok().flatten());
-    events.any(|event| event.data().is_some_and(|data| data.trim_ascii() == b"[DONE]"))
+}
+
+const DONE: &[u8] = b"[DONE]";
+
+/// Whether the name that an error has in JSON is among these, and not only to say that there is none.
+fn may_tell_error(json: &[u8]) -> bool {
+    const NAME: &[u8] = b"\"error\"";
+    let tells = |at: usize| value(&json[at + NAME.len()..]).is_none_or(|value| !value.starts_with(b"null"));
+    memmem::find_iter(json, NAME).any(tells)
 }
 
 /// Whether `events` begin as an event can begin. An HTML page, or anything else that is no event stream, does not.

@@ -14,8 +14,6 @@ use http::{
 };
 use http_body::Body;
 use pin_project_lite::pin_project;
-use serde::Deserialize;
-use serde_json::value::RawValue;
 
 use crate::{
     Class, Error, ResponseBody, Usage, UsageReport,
@@ -119,7 +117,7 @@ where
                     if let Kind::Events = kind {
                         let usage = UsageReport::default();
                         head.extensions.insert(usage.clone());
-                        let events = Events::new(body, watch, usage);
+                        let events = Events::new(body, watch, usage, this.upstream.clone());
                         return Poll::Ready(Ok(Response::from_parts(head, ResponseBody::events(events))));
                     }
                     let max = if let Kind::Error = kind { MAX_ERROR } else { this.upstream.max_response };
@@ -242,8 +240,7 @@ impl Reading {
         let body = self.frames.concat();
         let secrets: &[&str] = secret.as_slice();
         let error = Error::of_response(self.head.status, &self.head.headers, &body, secrets);
-        let original = error.class() != Class::Auth && is_error_object(&body) && !names(&body, secret);
-        let frames = if original {
+        let frames = if error.passes(&body, secrets) {
             if !error.is_transient() {
                 // Else OpenAI's clients would try a 429 again that says that the quota is used up.
                 let headers = &mut self.head.headers;
@@ -264,20 +261,6 @@ impl Reading {
         self.head.extensions.insert(Arc::new(error));
         Response::from_parts(self.head, ResponseBody::whole(frames))
     }
-}
-
-/// Whether a body has the shape of OpenAI's errors, and so can be passed on as it is.
-fn is_error_object(body: &[u8]) -> bool {
-    #[derive(Deserialize)]
-    struct Outer<'a> {
-        #[serde(borrow)]
-        error: &'a RawValue,
-    }
-    serde_json::from_slice::<Outer<'_>>(body).is_ok_and(|outer| outer.error.get().starts_with('{'))
-}
-
-fn names(body: &[u8], secret: Option<&str>) -> bool {
-    secret.is_some_and(|secret| memchr::memmem::find(body, secret.as_bytes()).is_some())
 }
 
 fn cut(error: BoxError) -> Error {

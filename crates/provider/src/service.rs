@@ -36,9 +36,9 @@ use crate::{Class, Error, Facts, Limits, Operation, ResponseBody, ResponseFuture
 /// Ready when the transport is. An answer that is no event stream is read whole, up to a bound, before the call
 /// resolves, so one that is cut or garbled becomes an error instead of a broken 200. A stream resolves with its head and
 /// passes on every whole event at once, all that arrived together in one frame. It never ends silently: where the
-/// upstream stops without `data: [DONE]`, breaks off, stalls or sends what is no event, the body ends with an [`Error`]
-/// ([`ErrorEventsLayer`](crate::ErrorEventsLayer) turns that into an event for the client). Dropping the future or the body drops
-/// the transport's, which closes the connection.
+/// upstream stops without `data: [DONE]`, breaks off, stalls, sends what is no event or one that is an error, the body ends
+/// with an [`Error`] ([`ErrorEventsLayer`](crate::ErrorEventsLayer) turns that into an event for the client, or back into it).
+/// Dropping the future or the body drops the transport's, which closes the connection.
 ///
 /// # Errors
 ///

@@ -15,7 +15,7 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use tokio::time::{Instant, sleep};
 use tower::{Layer, Service, ServiceExt, service_fn};
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 enum Step {
     Say(&'static str),
     Wait(u64),
@@ -174,6 +174,80 @@ async fn garbage_is_malformed() {
     // A field that nobody knows is none of it, the standard says.
     let (_, ended) = stream(&[Say("data: 1\n\n"), Wait(1), Say("x: y\ndata: [DONE]\n\n")]).await;
     assert!(ended.is_none());
+}
+
+/// Pitfall 56: a stream that was answered with 200 fails by what it says, whatever it says after that.
+#[tokio::test(start_paused = true)]
+async fn an_error_event_is_the_error_of_the_stream() {
+    const ERROR: &str =
+        "data: {\"error\":{\"message\":\"boom\",\"code\":\"overloaded_error\",\"extra\":1}}\n\n";
+    for (body, before) in [
+        (&[Say(ERROR), Say("data: [DONE]\n\n")][..], &[][..]),
+        (&[Say(ERROR)], &[]),
+        (&[Say(ERROR), Cut], &[]),
+        (&[Say(": hi\n\n"), Say(ERROR), Say("data: 2\n\n"), Say("data: [DONE]\n\n")], &[": hi\n\n"]),
+        (&[Say("data: 1\n\n"), Wait(1), Say(ERROR), Say("data: [DONE]\n\n")], &["data: 1\n\n"]),
+    ] {
+        let (frames, ended) = stream(body).await;
+        assert_eq!(frames, before);
+        let error = ended.expect("it has failed");
+        assert_eq!((error.class(), error.message()), (Class::Overloaded, "boom"));
+        assert_eq!(error.event(), ERROR, "a client sees what the upstream has said");
+    }
+    // In one piece with what is good, and in the shapes of others, which are told in OpenAI's.
+    for (body, class) in [
+        ("data: 1\n\ndata: {\"error\":\"boom\"}\n\ndata: [DONE]\n\n", Class::Upstream),
+        (
+            "data: 1\n\nevent: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"rate_limit_error\",\"message\":\"boom\"}}\n\n",
+            Class::RateLimit,
+        ),
+        (
+            "data: 1\n\ndata: {\"object\":\"error\",\ndata: \"message\":\"boom\",\"code\":400}\n\n",
+            Class::BadRequest,
+        ),
+        (
+            "data: 1\n\ndata: {\"error\":{\"message\":\"boom\",\ndata:\"code\":\"timeout_error\"}}\n\n",
+            Class::Timeout,
+        ),
+    ] {
+        let body: &'static [Step] = vec![Say(body)].leak();
+        let (frames, ended) = stream(body).await;
+        assert_eq!(frames, ["data: 1\n\n"], "{body:?}");
+        let error = ended.expect("it has failed");
+        assert_eq!((error.class(), error.message()), (class, "boom"), "{body:?}");
+        let event = String::from_utf8(error.event().into()).unwrap();
+        assert!(event.starts_with("data: {\"") && event.contains("\"message\":\"boom\""), "{event}");
+        assert_eq!(event.matches('\n').count(), 2, "{event}");
+    }
+    let quoted = "data: {\"error\":{\"message\":\"key sk-geheim1234\"}}\n\n";
+    let error = stream(vec![Say(quoted)].leak()).await.1.unwrap();
+    let told = format!("{error:?} {:?}", error.event());
+    assert!(!told.contains("geheim"), "{told}");
+    let silent = "data: {\"error\":{}}\n\n";
+    let error = stream(vec![Say(silent)].leak()).await.1.unwrap();
+    assert_eq!(
+        (error.class(), error.message()),
+        (Class::Upstream, "the upstream told of an error, and not of which")
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_only_mentions_an_error_is_none() {
+    for data in [
+        r#"{"error":null,"choices":[]}"#,
+        r#"{"error":"","choices":[]}"#,
+        r#"{"error":false}"#,
+        r#"{"choices":[{"delta":{"content":"it said \"error\": {}"},"finish_reason":"error"}]}"#,
+        r#"{"choices":[{"error":{"message":"of this choice"}}]}"#,
+        r#""error""#,
+        r#"it is no JSON: "error": {"#,
+    ] {
+        let text = format!("data: {data}\n\n");
+        let body = vec![Say(text.clone().leak()), Wait(1), Say("data: [DONE]\n\n")].leak();
+        let (frames, ended) = stream(body).await;
+        assert!(ended.is_none(), "{data}");
+        assert_eq!(frames, [&text, "data: [DONE]\n\n"]);
+    }
 }
 
 #[tokio::test(start_paused = true)]

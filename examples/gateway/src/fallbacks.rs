@@ -16,8 +16,9 @@ use bartizan_core::{
     BoxError, Budget, Class as Outcome, Classify, Rejected, RejectionKind, RetryAfter, headers,
 };
 use bartizan_fallback::{
-    Attempt, Cloned, Commit, CommitLayer, Exhausted, FailedResponse, Fallback, FallbackService, Http, Listed,
-    LlmEvents, LlmWatch, NotBegun, One, Or, ServedBy, Skipped, TargetStats,
+    Attempt, Cloned, Commit, CommitLayer, Exhausted, FailedResponse, Fallback, FallbackService, FirstChunk,
+    FirstEvent, Http, Listed, LlmEvents, LlmWatch, NotBegun, One, Or, ServedBy, Skipped, Step, TargetStats,
+    Watch,
 };
 use bartizan_provider::{Class, Error, RetryPolicy};
 use bytes::Bytes;
@@ -64,18 +65,17 @@ impl Fallbacks {
         }
     }
 
-    /// Makes of a stream that fails before it has said anything a call that has failed, if that makes a difference for this
-    /// model: others could answer, or it is asked again.
+    /// Makes of a stream that fails before it has begun a call that has failed: who has asked is told by a status. It has
+    /// begun with its first byte, and where that makes a difference, because others could answer or the model is asked
+    /// again, with the first that it says.
     pub(crate) fn begun(&self, model: &Model) -> CommitLayer<Streams> {
         let stands_in = self.lists.values().any(|lists| lists.all().any(|name| name == model.name));
-        let typed = || {
-            LlmEvents::new().error(|data| match Error::of_event(data, &[]) {
-                Some(error) => error.into(),
-                None => "the stream began with an error".into(),
-            })
+        let begins = match stands_in || !model.fallbacks.are_none() {
+            // An event that is an error comes as the error of the body.
+            true => Streams::Content(LlmEvents::new()),
+            false => Streams::Anything,
         };
-        let watched = stands_in || !model.fallbacks.are_none();
-        CommitLayer::new(Streams(watched.then(typed))).within(model.limits.first_frame)
+        CommitLayer::new(begins).within(model.limits.first_frame)
     }
 
     /// One model, asked again as often as it may be, and saying who it is.
@@ -155,15 +155,52 @@ impl Fallbacks {
     }
 }
 
-/// What commits a stream, if anything does.
+/// What commits a stream.
 #[derive(Clone, Debug)]
-pub(crate) struct Streams(Option<LlmEvents>);
+pub(crate) enum Streams {
+    Anything,
+    Content(LlmEvents),
+}
 
 impl Commit for Streams {
-    type Watch = LlmWatch;
+    type Watch = Begun;
 
-    fn watch(&self, head: &Parts) -> Option<LlmWatch> {
-        self.0.as_ref()?.watch(head)
+    fn watch(&self, head: &Parts) -> Option<Begun> {
+        match self {
+            Self::Anything => FirstEvent.watch(head).map(|_| Begun::Anything(FirstChunk)),
+            Self::Content(events) => events.watch(head).map(Begun::Content),
+        }
+    }
+}
+
+/// Looks at one stream for [`Streams`].
+#[derive(Debug)]
+pub(crate) enum Begun {
+    /// A comment, too, or who waits would see nothing of what upstreams send to keep a connection.
+    Anything(FirstChunk),
+    Content(LlmWatch),
+}
+
+impl Watch for Begun {
+    fn chunk(&mut self, chunk: &Bytes) -> Step {
+        match self {
+            Self::Anything(first) => first.chunk(chunk),
+            Self::Content(events) => events.chunk(chunk),
+        }
+    }
+
+    fn pass(&mut self, chunk: &Bytes) {
+        match self {
+            Self::Anything(first) => first.pass(chunk),
+            Self::Content(events) => events.pass(chunk),
+        }
+    }
+
+    fn end(&mut self) -> Result<(), BoxError> {
+        match self {
+            Self::Anything(first) => first.end(),
+            Self::Content(events) => events.end(),
+        }
     }
 }
 

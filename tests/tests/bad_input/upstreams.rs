@@ -220,15 +220,16 @@ async fn a_stream_that_ends_without_its_end() {
     for answer in ask(with_length(&head, EVENT), Then::Close).await {
         answer.assert_broken_stream(EVENT, "api_error", "upstream_error", "[DONE]");
     }
+    // Of which nothing was told yet: it is no stream but an error.
     for answer in ask(with_length(&head, ""), Then::Close).await {
-        answer.assert_broken_stream("", "api_error", "upstream_error", "[DONE]");
+        answer.assert_error(502, "api_error", Some("upstream_error"), "[DONE]");
     }
 }
 
 #[tokio::test]
 async fn a_stream_that_stalls() {
     for answer in ask(chunked(EVENTS, &[]), Then::Stall).await {
-        answer.assert_broken_stream("", "timeout_error", "timeout", "nothing within 201ms");
+        answer.assert_error(504, "timeout_error", Some("timeout"), "nothing within 201ms");
     }
     for answer in ask(chunked(EVENTS, &[EVENT, &EVENT[..20]]), Then::Stall).await {
         answer.assert_broken_stream(EVENT, "timeout_error", "timeout", "nothing more for 202ms");
@@ -243,7 +244,7 @@ async fn a_stream_with_garbage_in_it() {
         answer.assert_broken_stream(EVENT, "api_error", "upstream_error", "cut off");
     }
     for answer in ask(chunked(EVENTS, &["<html>502 Bad Gateway</html>\n\n"]), Then::Stall).await {
-        answer.assert_broken_stream("", "api_error", "malformed_response", "server-sent events");
+        answer.assert_error(502, "api_error", Some("malformed_response"), "server-sent events");
     }
     // In one piece with what is good.
     let body = [EVENT.as_bytes(), EVENT.as_bytes(), b"data: {\"\xff\xfe\n\n", EVENT.as_bytes()].concat();
