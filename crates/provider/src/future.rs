@@ -8,7 +8,7 @@ use std::{
 use bartizan_core::BoxError;
 use bytes::Bytes;
 use http::{
-    HeaderName, HeaderValue, Response, StatusCode, Version,
+    HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version,
     header::{CONTENT_ENCODING, CONTENT_LANGUAGE, ETAG, LAST_MODIFIED},
     response::Parts,
 };
@@ -16,10 +16,11 @@ use http_body::Body;
 use pin_project_lite::pin_project;
 
 use crate::{
-    Class, Error, ResponseBody, Usage, UsageReport,
+    Class, Error, Operation, ResponseBody, Usage, UsageReport,
     body::Frames,
     error::SHOULD_RETRY,
     events::Events,
+    json::is_well_formed,
     limits::Watch,
     media::{is_event_stream, is_json},
     service::{Upstream, clean_response, of_transport},
@@ -43,9 +44,23 @@ pin_project! {
     pub struct ResponseFuture<F, B> {
         #[pin]
         state: State<F, B>,
-        // The answer to a HEAD has nothing to check.
-        head_only: bool,
+        expected: Expected,
         upstream: Arc<Upstream>,
+    }
+}
+
+/// What is known of an answer before it is there.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Expected {
+    /// To a HEAD: there is nothing to check.
+    head_only: bool,
+    operation: Operation,
+}
+
+impl Expected {
+    pub(crate) fn of<B>(request: &Request<B>) -> Self {
+        let operation = Operation::of_path(request.uri().path());
+        Self { head_only: request.method() == Method::HEAD, operation }
     }
 }
 
@@ -66,16 +81,17 @@ struct Reading {
     frames: Frames,
     max: u64,
     watch: Watch,
+    expected: Expected,
 }
 
 impl<F, B> ResponseFuture<F, B> {
-    pub(crate) fn new(future: F, head_only: bool, upstream: Arc<Upstream>) -> Self {
+    pub(crate) fn new(future: F, expected: Expected, upstream: Arc<Upstream>) -> Self {
         let watch = Watch::start(upstream.limits);
-        Self { state: State::Head { future, watch }, head_only, upstream }
+        Self { state: State::Head { future, watch }, expected, upstream }
     }
 
-    pub(crate) fn failed(error: Error, upstream: Arc<Upstream>) -> Self {
-        Self { state: State::Failed { error }, head_only: false, upstream }
+    pub(crate) fn failed(error: Error, expected: Expected, upstream: Arc<Upstream>) -> Self {
+        Self { state: State::Failed { error }, expected, upstream }
     }
 }
 
@@ -105,7 +121,7 @@ where
                     let (mut head, body) = response.into_parts();
                     // That is what the connection speaks, and the client has another one.
                     head.version = Version::default();
-                    if *this.head_only || head.status == StatusCode::NO_CONTENT {
+                    if this.expected.head_only || head.status == StatusCode::NO_CONTENT {
                         clean_response(&mut head.headers);
                         return Poll::Ready(Ok(Response::from_parts(
                             head,
@@ -121,7 +137,8 @@ where
                         return Poll::Ready(Ok(Response::from_parts(head, ResponseBody::events(events))));
                     }
                     let max = if let Kind::Error = kind { MAX_ERROR } else { this.upstream.max_response };
-                    let reading = Reading { head, frames: Frames::default(), max, watch };
+                    let reading =
+                        Reading { head, frames: Frames::default(), max, watch, expected: *this.expected };
                     this.state.set(State::Body { body, reading });
                 }
                 StateProj::Body { body, reading } => {
@@ -223,14 +240,12 @@ impl Reading {
         if self.is_error() {
             return Ok(self.error_response(secret));
         }
-        // Not parsed, but what was cut or is no JSON at all rarely begins and ends as JSON does.
-        let ends = (self.frames.first_byte(), self.frames.last_byte());
-        if !matches!(ends, (Some(b'{'), Some(b'}')) | (Some(b'['), Some(b']'))) {
-            let message =
-                format!("the upstream's answer is no whole JSON document ({} bytes)", self.frames.len());
+        let body = self.frames.concat();
+        if !is_document(&body, self.expected.operation) {
+            let message = format!("the upstream's answer is no whole JSON document ({} bytes)", body.len());
             return Err(Error::new(Class::Malformed, message));
         }
-        if let Some(usage) = Usage::of_json(&self.frames.concat()) {
+        if let Some(usage) = Usage::of_json(&body) {
             self.head.extensions.insert(UsageReport::of(usage));
         }
         Ok(Response::from_parts(self.head, ResponseBody::whole(self.frames)))
@@ -261,6 +276,14 @@ impl Reading {
         self.head.extensions.insert(Arc::new(error));
         Response::from_parts(self.head, ResponseBody::whole(frames))
     }
+}
+
+/// Whether the answer to this operation is there from its beginning to its end. Of what nobody here knows, all that can be
+/// said is whether it begins and ends as JSON does.
+fn is_document(body: &[u8], operation: Operation) -> bool {
+    let text = body.trim_ascii();
+    let ends = matches!((text.first(), text.last()), (Some(b'{'), Some(b'}')) | (Some(b'['), Some(b']')));
+    ends && (operation == Operation::Other || is_well_formed(text))
 }
 
 fn cut(error: BoxError) -> Error {

@@ -339,8 +339,36 @@ async fn a_whole_answer_is_checked_before_its_head_is_passed_on() {
         (&[], Class::Malformed),
         (&[Say("<html></html>")], Class::Malformed),
         (&[Say("{"), Hang], Class::Timeout),
+        (&[Say("{this is not json at all}")], Class::Malformed),
+        (&[Say("{\"choices\":[{\"index\":0,\"message\":{\"content\":\"cut\"}}")], Class::Malformed),
+        (&[Say("{\"a\":1}"), Say("{\"a\":1}")], Class::Malformed),
     ] {
-        assert_eq!(ask(200, JSON, body).await.unwrap_err().class(), class);
+        let error = ask(200, JSON, body).await.unwrap_err();
+        assert_eq!(error.class(), class);
+        assert!(class != Class::Malformed || error.message().contains("no whole JSON document"), "{error}");
+    }
+}
+
+/// What is no UTF-8 is no JSON, and of what is said at other paths the provider knows no more than how it looks.
+#[tokio::test(start_paused = true)]
+async fn answers_are_checked_in_full_where_it_is_known_what_they_are() {
+    let of = async |path: &str, body: &'static [u8]| {
+        let transport = service_fn(move |_: Request<Full<Bytes>>| {
+            let response = Response::builder().header("content-type", "application/json");
+            std::future::ready(Ok::<_, BoxError>(response.body(Full::from(body)).unwrap()))
+        });
+        let mut provider = Provider::new(transport, "http://upstream.example/v1").unwrap();
+        let request = Request::post(path).body(Bytes::new()).unwrap();
+        let response = provider.ready().await.unwrap().call(request).await.map_err(|error| error.class())?;
+        assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), body);
+        Ok(())
+    };
+    for body in [&b"{\"a\":\"he\xff\xfeo\"}"[..], b"{\"a\":1}\n{\"a\":2}"] {
+        for path in ["/v1/chat/completions", "/v1/embeddings", "/v1/models", "/v1/models/m"] {
+            assert_eq!(of(path, body).await, Err(Class::Malformed), "{path}");
+        }
+        assert_eq!(of("/v1/batches", body).await, Ok(()));
+        assert_eq!(of("/v1/batches", &body[..5]).await, Err(Class::Malformed), "as before");
     }
 }
 

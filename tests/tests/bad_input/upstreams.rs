@@ -186,6 +186,18 @@ async fn a_body_that_is_longer_than_it_says() {
     }
 }
 
+/// The length is the connection's, and the last byte looks as if that was all.
+#[tokio::test]
+async fn an_answer_that_only_looks_whole() {
+    let cut = r#"{"choices":[{"index":0,"message":{"role":"assistant","content":"hello"}"#;
+    for body in [cut, "{this is not json at all}"] {
+        let answer = format!("{}\r\n{body}", JSON.replace("1.1", "1.0"));
+        for answer in ask(answer, Then::Close).await {
+            answer.assert_error(502, "api_error", Some("malformed_response"), "no whole JSON document");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_web_page() {
     let head = "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\n";
