@@ -14,6 +14,7 @@ use serde_json::value::RawValue;
 use crate::{
     Class,
     class::{Told, classify},
+    usage::value,
 };
 
 /// OpenAI's clients try again, or not, as this header tells them, whatever the status.
@@ -109,11 +110,18 @@ impl Error {
         if class == Class::of_status(status) && status.is_client_error() && class.status().is_client_error() {
             error.inner.status = Some(status);
         }
-        error.inner.retry_after = match headers.get(&SHOULD_RETRY) {
-            Some(value) if value == "false" => RetryAfter::Never,
-            _ => headers::retry_after(headers),
-        };
+        error.inner.retry_after = retry_after(headers);
         error
+    }
+
+    /// What an answer means that is no error by its status, if it is one by its body.
+    pub(crate) fn of_answer(headers: &HeaderMap, body: &[u8], secrets: &[&str]) -> Option<Self> {
+        if !may_tell_error(body) {
+            return None;
+        }
+        let mut error = Self::of_event(body, secrets)?;
+        error.inner.retry_after = retry_after(headers);
+        Some(error)
     }
 
     /// What the data of a stream's event means if it is an error object, and `None` if it is none.
@@ -323,8 +331,22 @@ pub(crate) fn event_of(error: &(dyn error::Error + 'static)) -> Bytes {
     Error::new(Class::Upstream, message).event()
 }
 
+fn retry_after(map: &HeaderMap) -> RetryAfter {
+    match map.get(&SHOULD_RETRY) {
+        Some(value) if value == "false" => RetryAfter::Never,
+        _ => headers::retry_after(map),
+    }
+}
+
 fn as_event(json: &[u8]) -> Bytes {
     Bytes::from([b"data: ", json, b"\n\n"].concat())
+}
+
+/// Whether the name that an error has in JSON is among these, and not only to say that there is none.
+pub(crate) fn may_tell_error(json: &[u8]) -> bool {
+    const NAME: &[u8] = b"\"error\"";
+    let tells = |at: usize| value(&json[at + NAME.len()..]).is_none_or(|value| !value.starts_with(b"null"));
+    memmem::find_iter(json, NAME).any(tells)
 }
 
 /// Whether a body has the shape of OpenAI's errors.

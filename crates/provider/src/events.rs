@@ -14,7 +14,7 @@ use http_body::{Body, Frame};
 use memchr::memmem;
 use pin_project_lite::pin_project;
 
-use crate::{Class, Error, UsageReport, limits::Watch, service::Upstream, usage::value};
+use crate::{Class, Error, UsageReport, error::may_tell_error, limits::Watch, service::Upstream};
 
 /// The longest event passed on, in bytes: a bound on what is held back.
 const MAX_EVENT: usize = 1024 * 1024;
@@ -229,13 +229,6 @@ impl Last {
 }
 
 const DONE: &[u8] = b"[DONE]";
-
-/// Whether the name that an error has in JSON is among these, and not only to say that there is none.
-fn may_tell_error(json: &[u8]) -> bool {
-    const NAME: &[u8] = b"\"error\"";
-    let tells = |at: usize| value(&json[at + NAME.len()..]).is_none_or(|value| !value.starts_with(b"null"));
-    memmem::find_iter(json, NAME).any(tells)
-}
 
 /// Whether `events` begin as an event can begin. An HTML page, or anything else that is no event stream, does not.
 fn looks_like_events(events: &[u8]) -> bool {

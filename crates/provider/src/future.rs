@@ -16,7 +16,7 @@ use http_body::Body;
 use pin_project_lite::pin_project;
 
 use crate::{
-    Class, Error, Operation, ResponseBody, Usage, UsageReport,
+    Class, Error, Facts, Operation, ResponseBody, Usage, UsageReport,
     body::Frames,
     error::SHOULD_RETRY,
     events::Events,
@@ -55,12 +55,25 @@ pub(crate) struct Expected {
     /// To a HEAD: there is nothing to check.
     head_only: bool,
     operation: Operation,
+    /// Of a model's answer, whether it was asked for as a stream, if anybody has read the request.
+    stream: Option<bool>,
 }
 
 impl Expected {
-    pub(crate) fn of<B>(request: &Request<B>) -> Self {
+    pub(crate) fn of(request: &Request<Bytes>) -> Self {
         let operation = Operation::of_path(request.uri().path());
-        Self { head_only: request.method() == Method::HEAD, operation }
+        let facts = request.extensions().get::<Facts>();
+        let stream = match operation {
+            Operation::Chat => facts.filter(|facts| facts.describe(request.body())).map(Facts::stream),
+            Operation::Embeddings => Some(false),
+            _ => None,
+        };
+        Self { head_only: request.method() == Method::HEAD, operation, stream }
+    }
+
+    /// The answer is a model's, and always has something in it.
+    fn is_of_a_model(self) -> bool {
+        matches!(self.operation, Operation::Chat | Operation::Embeddings)
     }
 }
 
@@ -121,14 +134,15 @@ where
                     let (mut head, body) = response.into_parts();
                     // That is what the connection speaks, and the client has another one.
                     head.version = Version::default();
-                    if this.expected.head_only || head.status == StatusCode::NO_CONTENT {
+                    let empty = head.status == StatusCode::NO_CONTENT && !this.expected.is_of_a_model();
+                    if this.expected.head_only || empty {
                         clean_response(&mut head.headers);
                         return Poll::Ready(Ok(Response::from_parts(
                             head,
                             ResponseBody::whole(Frames::default()),
                         )));
                     }
-                    let kind = Kind::of(&head)?;
+                    let kind = Kind::of(&head, *this.expected)?;
                     clean_response(&mut head.headers);
                     if let Kind::Events = kind {
                         let usage = UsageReport::default();
@@ -167,7 +181,7 @@ enum Kind {
 }
 
 impl Kind {
-    fn of(head: &Parts) -> Result<Self, Error> {
+    fn of(head: &Parts, expected: Expected) -> Result<Self, Error> {
         let malformed = |message: String| Err(Error::new(Class::Malformed, message));
         let status = head.status;
         if status.is_client_error() || status.is_server_error() {
@@ -179,6 +193,11 @@ impl Kind {
                 "the upstream answered with status {status}, which is no answer to an API call"
             ));
         }
+        if matches!(status.as_u16(), 204..=206) && expected.is_of_a_model() {
+            return malformed(format!(
+                "the upstream answered with status {status}, which is no whole answer"
+            ));
+        }
         if let Some(encoding) = head.headers.get(CONTENT_ENCODING).filter(|encoding| *encoding != "identity")
         {
             return malformed(format!(
@@ -186,7 +205,10 @@ impl Kind {
             ));
         }
         if is_event_stream(&head.headers) {
-            Ok(Self::Events)
+            match expected.stream {
+                Some(false) => malformed("the upstream's answer is a stream, which nobody asked for".into()),
+                _ => Ok(Self::Events),
+            }
         } else if is_json(&head.headers) {
             Ok(Self::Json)
         } else {
@@ -237,12 +259,25 @@ impl Reading {
     }
 
     fn finish<B>(mut self, secret: Option<&str>) -> Result<Response<ResponseBody<B>>, Error> {
-        if self.is_error() {
-            return Ok(self.error_response(secret));
-        }
         let body = self.frames.concat();
+        let secrets = secret.as_slice();
+        let (status, headers) = (self.head.status, &self.head.headers);
+        if self.is_error() {
+            let error = Error::of_response(status, headers, &body, secrets);
+            return Ok(self.error_response(error, status, &body, secrets));
+        }
         if !is_document(&body, self.expected.operation) {
             let message = format!("the upstream's answer is no whole JSON document ({} bytes)", body.len());
+            return Err(Error::new(Class::Malformed, message));
+        }
+        if self.expected.is_of_a_model()
+            && let Some(error) = Error::of_answer(headers, &body, secrets)
+        {
+            let status = error.status();
+            return Ok(self.error_response(error, status, &body, secrets));
+        }
+        if self.expected.stream == Some(true) {
+            let message = "the upstream's answer is no stream, which was asked for";
             return Err(Error::new(Class::Malformed, message));
         }
         if let Some(usage) = Usage::of_json(&body) {
@@ -251,11 +286,16 @@ impl Reading {
         Ok(Response::from_parts(self.head, ResponseBody::whole(self.frames)))
     }
 
-    fn error_response<B>(mut self, secret: Option<&str>) -> Response<ResponseBody<B>> {
-        let body = self.frames.concat();
-        let secrets: &[&str] = secret.as_slice();
-        let error = Error::of_response(self.head.status, &self.head.headers, &body, secrets);
-        let frames = if error.passes(&body, secrets) {
+    /// With this status, and in the upstream's words where they can be passed on.
+    fn error_response<B>(
+        mut self,
+        error: Error,
+        status: StatusCode,
+        body: &[u8],
+        secrets: &[&str],
+    ) -> Response<ResponseBody<B>> {
+        self.head.status = status;
+        let frames = if error.passes(body, secrets) {
             if !error.is_transient() {
                 // Else OpenAI's clients would try a 429 again that says that the quota is used up.
                 let headers = &mut self.head.headers;

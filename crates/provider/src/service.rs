@@ -48,6 +48,10 @@ use crate::{Class, Error, Facts, Limits, Operation, ResponseBody, ResponseFuture
 /// HTTP service; the [`Error`] that it means rides in its extensions as `Arc<Error>`, so nobody has to parse it again.
 /// Keys that an error response quotes are taken out.
 ///
+/// Of chats and embeddings it is known what an answer looks like. One of 200 that is `{"error":{..}}` is such an error
+/// response, with the status of its class. Malformed are 204, 205 and 206, a stream of embeddings and, where the request
+/// carries its [`Facts`], a stream that nobody asked for, or none where it was asked for: neither is what the client reads.
+///
 /// # Example
 ///
 /// ```

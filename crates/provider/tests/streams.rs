@@ -46,6 +46,15 @@ async fn ask(
     headers: &'static [(&'static str, &'static str)],
     body: &'static [Step],
 ) -> Result<Response<ResponseBody<Script>>, Error> {
+    ask_for(question(), status, headers, body).await
+}
+
+async fn ask_for(
+    request: Request<Bytes>,
+    status: u16,
+    headers: &'static [(&'static str, &'static str)],
+    body: &'static [Step],
+) -> Result<Response<ResponseBody<Script>>, Error> {
     let transport = service_fn(move |_: Request<Full<Bytes>>| {
         let mut response = Response::builder().status(status);
         for (name, value) in headers {
@@ -55,12 +64,20 @@ async fn ask(
     });
     let provider = Provider::new(transport, "http://upstream.example/v1").unwrap();
     let mut provider = provider.api_key("sk-geheim1234".into());
-    provider.ready().await?.call(question()).await
+    provider.ready().await?.call(request).await
 }
 
 fn question() -> Request<Bytes> {
     let body = Bytes::from_static(br#"{"model":"m","stream":true}"#);
     Request::post("/v1/chat/completions").body(body).unwrap()
+}
+
+/// A request that somebody has read.
+fn read(path: &str, body: &'static str) -> Request<Bytes> {
+    let mut request = Request::post(path).body(Bytes::from(body)).unwrap();
+    let facts = Facts::read(Operation::of_path(path), request.body()).unwrap();
+    request.extensions_mut().insert(facts);
+    request
 }
 
 const EVENTS: &[(&str, &str)] = &[("content-type", "text/event-stream; charset=utf-8")];
@@ -384,6 +401,99 @@ async fn what_is_no_answer_to_an_api_call_is_refused() {
     }
 }
 
+const CHAT: &str = "/v1/chat/completions";
+
+/// Whatever the status says: what it says of itself counts.
+#[tokio::test(start_paused = true)]
+async fn an_error_in_an_answer_of_200_is_an_error_response() {
+    const OVERLOADED: &str = r#"{"error":{"message":"no","type":"server_error","code":"overloaded_error"}}"#;
+    for (body, status, class) in [
+        (OVERLOADED, 503, Class::Overloaded),
+        (r#"{"error":{"message":"no","type":"rate_limit_error"}}"#, 429, Class::RateLimit),
+        (r#"{"error":{"message":"no","type":"invalid_request_error"}}"#, 400, Class::BadRequest),
+        (r#"{"error":{"message":"no","code":429}}"#, 429, Class::RateLimit),
+        (r#"{"error":{"message":"no","code":"insufficient_quota"}}"#, 429, Class::Quota),
+        (r#"{"id":"1","choices":[],"error":{"message":"no"}}"#, 502, Class::Upstream),
+    ] {
+        const WAIT: &[(&str, &str)] = &[("content-type", "application/json"), ("retry-after", "7")];
+        let steps: &'static [Step] = vec![Say(body)].leak();
+        // A stream was asked for or not, or nobody has looked.
+        for request in [
+            question(),
+            read(CHAT, r#"{"model":"m"}"#),
+            read(CHAT, r#"{"model":"m","stream":true}"#),
+            read("/v1/embeddings", r#"{"model":"m"}"#),
+        ] {
+            let response = ask_for(request, 200, WAIT, steps).await.unwrap();
+            assert_eq!(response.status(), status, "{body}");
+            let error = response.extensions().get::<Arc<Error>>().unwrap();
+            assert_eq!((error.class(), error.message()), (class, "no"));
+            assert_eq!(error.retry_after(), RetryAfter::After(Duration::from_secs(7)));
+            assert_eq!(response.headers().contains_key("x-should-retry"), !class.is_transient());
+            assert!(response.extensions().get::<UsageReport>().is_none());
+            assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), body, "in its words");
+        }
+    }
+    const QUOTED: &[Step] = &[Say(r#"{"error":"your key is sk-geheim1234"}"#)];
+    let response = ask(200, JSON, QUOTED).await.unwrap();
+    assert_eq!(response.status(), 502);
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    assert!(body.starts_with(br#"{"error":{"message":"your key is [redacted]""#), "{body:?}");
+
+    // There is none in these, or it means something else there.
+    const NONE: &[Step] = &[Say(r#"{"error":null,"choices":[{"error":1,"text":"\"error\":{}"}]}"#)];
+    assert_eq!(ask(200, JSON, NONE).await.unwrap().status(), 200);
+    const OTHER: &[Step] = &[Say(OVERLOADED)];
+    for path in ["/v1/fine_tuning/jobs/1", "/v1/responses", "/v1/models"] {
+        let request = Request::get(path).body(Bytes::new()).unwrap();
+        assert_eq!(ask_for(request, 200, JSON, OTHER).await.unwrap().status(), 200, "{path}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_part_of_an_answer_or_none_is_malformed() {
+    const WHOLE: &[Step] = &[Say("{}")];
+    for path in [CHAT, "/v1/embeddings"] {
+        for (status, body) in [(204, &[][..]), (205, &[]), (206, WHOLE)] {
+            let error = ask_for(read(path, r#"{"model":"m"}"#), status, JSON, body).await.unwrap_err();
+            assert_eq!(error.class(), Class::Malformed, "{path} {status}");
+            assert!(error.message().contains(&format!("status {status}")), "{error}");
+        }
+        assert_eq!(ask_for(read(path, r#"{"model":"m"}"#), 201, JSON, WHOLE).await.unwrap().status(), 201);
+    }
+    let delete = || Request::delete("/v1/models/m").body(Bytes::new()).unwrap();
+    assert_eq!(ask_for(delete(), 204, &[], &[]).await.unwrap().status(), 204);
+    let get = Request::get("/v1/batches/1").body(Bytes::new()).unwrap();
+    assert_eq!(ask_for(get, 206, JSON, WHOLE).await.unwrap().status(), 206);
+}
+
+/// Neither is what a client that asked for the other can read.
+#[tokio::test(start_paused = true)]
+async fn a_stream_or_none_as_it_was_asked_for() {
+    const WHOLE: &[Step] = &[Say("{\"choices\":[]}")];
+    const STREAM: &[Step] = &[Say("data: [DONE]\n\n")];
+    let plain = || read(CHAT, r#"{"model":"m"}"#);
+    let streamed = || read(CHAT, r#"{"model":"m","stream":true}"#);
+    assert!(ask_for(plain(), 200, JSON, WHOLE).await.is_ok());
+    assert!(ask_for(streamed(), 200, EVENTS, STREAM).await.is_ok());
+    for (request, headers, body, words) in [
+        (streamed(), JSON, WHOLE, "no stream"),
+        (plain(), EVENTS, STREAM, "a stream"),
+        (read("/v1/embeddings", r#"{"model":"m"}"#), EVENTS, STREAM, "a stream"),
+    ] {
+        let error = ask_for(request, 200, headers, body).await.unwrap_err();
+        assert_eq!(error.class(), Class::Malformed);
+        assert!(error.message().contains(words), "{error}");
+    }
+    // Nobody knows what these asked for.
+    let mut changed = plain();
+    *changed.body_mut() = Bytes::from_static(br#"{"stream":true,"model":"m"}"#);
+    for request in [question(), changed] {
+        assert!(ask_for(request, 200, EVENTS, STREAM).await.is_ok());
+    }
+    assert!(ask(200, JSON, WHOLE).await.is_ok());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_long_answer_is_refused_at_the_bound() {
     let transport = service_fn(|_: Request<Full<Bytes>>| async {
@@ -541,7 +651,6 @@ async fn a_call_that_is_not_made_gives_the_transports_permit_back() {
 
 #[tokio::test(start_paused = true)]
 async fn answers_without_a_body_have_nothing_to_check() {
-    assert_eq!(ask(204, &[], &[]).await.unwrap().status(), 204);
     let transport = service_fn(|_: Request<Full<Bytes>>| {
         let response = Response::builder().header("content-type", "application/json");
         std::future::ready(Ok::<_, BoxError>(response.body(script(&[])).unwrap()))

@@ -307,14 +307,20 @@ async fn streams_that_say_that_they_have_failed() {
         let answer = front.ask(GOOD_STREAM).await;
         assert_eq!((answer.status, &*answer.body), (200, &*format!("{start}{failed}")));
     }
-    assert_part(&front.told("chat").await, &json!({"state": "closed", "calls": 4, "failures": 4}));
+    // Nor is an answer that is no stream but an error a good one.
+    for body in [GOOD, GOOD_STREAM] {
+        let error = json!({"error": {"message": "boom", "code": "overloaded_error"}}).to_string();
+        front.mock.script(Script::new().header("content-type", "application/json").body(error));
+        assert_eq!(front.ask(body).await.status, 503);
+    }
+    assert_part(&front.told("chat").await, &json!({"state": "closed", "calls": 6, "failures": 6}));
     let health = exchange(
         front.gateway.address,
         b"GET /health HTTP/1.1\r\nhost: gateway\r\nconnection: close\r\n\r\n",
     );
     let health: Value = serde_json::from_str(&health.await.body).unwrap();
     let chat = &health["provider_health"]["chat"];
-    assert_part(chat, &json!({"success_rate": 0.0, "errors": {"overloaded": 4}}));
+    assert_part(chat, &json!({"success_rate": 0.0, "errors": {"overloaded": 6}}));
     front.stop().await;
 }
 
