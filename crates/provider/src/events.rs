@@ -85,7 +85,10 @@ where
                     }
                 }
                 Poll::Ready(None) => {
-                    let last = this.aligner.finish();
+                    let mut last = this.aligner.finish();
+                    if last.is_empty() {
+                        last = completed(this.aligner.held(), this.upstream.secret());
+                    }
                     let last = this.said.pass_on(last, this.usage, this.upstream.secret(), &mut run);
                     *this.state = end(this.said.done, last.err());
                 }
@@ -170,6 +173,14 @@ impl Said {
         run.push(events);
         result
     }
+}
+
+/// An event that lacks nothing but its empty line, if it is one that ends a stream: some upstreams leave that out.
+fn completed(held: &[u8], secret: Option<&str>) -> Bytes {
+    let mut decoder = Decoder::new(usize::MAX);
+    decoder.push([held, b"\n\n"].concat().into());
+    let event = decoder.next_event().ok().flatten().map(|event| event.raw().clone());
+    event.filter(|event| Last::find(event, secret).is_some()).unwrap_or_default()
 }
 
 /// After `[DONE]` nothing that goes wrong matters to the client any more.

@@ -172,6 +172,35 @@ async fn after_done_nothing_can_fail() {
     }
 }
 
+/// As some send it.
+#[tokio::test(start_paused = true)]
+async fn the_last_event_needs_no_empty_line_if_it_is_the_end() {
+    for last in ["data: [DONE]", "data: [DONE]\n", "data:[DONE]\r\n", "data: [DONE]\r", ": bye\ndata: [DONE]"]
+    {
+        let (frames, ended) = stream(vec![Say("data: 1\n\n"), Wait(1), Say(last)].leak()).await;
+        assert!(ended.is_none(), "{last:?}");
+        let [first, last] = &frames[..] else { panic!("{last:?}: {frames:?}") };
+        assert_eq!(first, "data: 1\n\n");
+        assert!(
+            last.contains("[DONE]") && ["\n\n", "\r\n\n"].iter().any(|end| last.ends_with(end)),
+            "{last:?}"
+        );
+    }
+    // Nor if it is an error. All else has been cut off, and so has what breaks off.
+    let (_, ended) = stream(&[Say("data: {\"error\":{\"message\":\"boom\"}}")]).await;
+    assert_eq!(told(ended), (Class::Upstream, "boom".into()));
+    for body in [
+        &[Say("data: 1\n\ndata: 2")][..],
+        &[Say("data: 1\n\ndata: [DON")],
+        &[Say("data: 1\n\ndata: 2\ndata: [DONE]")],
+        &[Say("data: 1\n\ndata: [DONE]"), Cut],
+    ] {
+        let (frames, ended) = stream(body).await;
+        assert_eq!(frames, ["data: 1\n\n"], "{body:?}");
+        assert_eq!(told(ended).0, Class::Upstream);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn text_that_only_mentions_done_is_not_the_end() {
     for body in [
