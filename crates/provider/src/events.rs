@@ -2,7 +2,7 @@ use std::{
     fmt,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use bartizan_core::{
@@ -22,24 +22,33 @@ const MAX_EVENT: usize = 1024 * 1024;
 /// How much of what arrived together leaves together, in bytes.
 const MAX_RUN: usize = 16 * 1024;
 
+/// How much may come behind `[DONE]`, in bytes, for the connection to be kept.
+const MAX_REST: usize = 16 * 1024;
+
 pin_project! {
     /// A stream of server-sent events on its way through: whole events, all that are there at once, and an error
     /// where the upstream would just have stopped.
     pub(crate) struct Events<B> {
+        // Let go once nothing more is expected of it.
         #[pin]
-        inner: B,
+        inner: Option<B>,
         aligner: Aligner,
         watch: Watch,
-        said: Said,
-        usage: UsageReport,
+        passing: Passing,
         state: State,
-        upstream: Arc<Upstream>,
     }
 }
 
 #[derive(Debug)]
 enum State {
     Open,
+    /// `[DONE]` was said: it begins here, behind the others of these. It waits until the upstream's body has ended, too, or
+    /// has had its time: a connection is used again only then, and who reads a stream may go at its last event.
+    Done {
+        events: Bytes,
+        from: usize,
+        max_rest: usize,
+    },
     /// To be told once what came before it is out.
     Failed(Option<Error>),
     Ended,
@@ -48,8 +57,8 @@ enum State {
 impl<B> Events<B> {
     /// What the events tell of usage goes to `usage`.
     pub(crate) fn new(inner: B, watch: Watch, usage: UsageReport, upstream: Arc<Upstream>) -> Self {
-        let (aligner, said) = (Aligner::new(MAX_EVENT), Said::default());
-        Self { inner, aligner, watch, said, usage, state: State::Open, upstream }
+        let (aligner, passing) = (Aligner::new(MAX_EVENT), Passing { begun: false, usage, upstream });
+        Self { inner: Some(inner), aligner, watch, passing, state: State::Open }
     }
 }
 
@@ -64,49 +73,57 @@ where
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let mut this = self.project();
         let mut run = Run::default();
-        while matches!(this.state, State::Open) && run.len() < MAX_RUN {
-            match this.inner.as_mut().poll_frame(cx) {
+        while let (State::Open, Some(inner)) = (&this.state, this.inner.as_mut().as_pin_mut())
+            && run.len() < MAX_RUN
+        {
+            *this.state = match inner.poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => {
                     this.watch.frame();
                     // Trailers of an event stream say nothing that a client of it could see.
                     let Ok(chunk) = frame.into_data() else { continue };
                     match this.aligner.push(chunk) {
-                        Ok(events) => {
-                            let said =
-                                this.said.pass_on(events, this.usage, this.upstream.secret(), &mut run);
-                            if let Err(error) = said {
-                                *this.state = end(this.said.done, Some(error));
-                            }
-                        }
+                        Ok(events) => this.passing.pass_on(events, &mut run),
                         Err(too_long) => {
                             let message = format!("the upstream's stream is broken: {too_long}");
-                            *this.state = end(this.said.done, Some(Error::new(Class::Malformed, message)));
+                            State::failed(Error::new(Class::Malformed, message))
                         }
                     }
                 }
                 Poll::Ready(None) => {
-                    let mut last = this.aligner.finish();
-                    if last.is_empty() {
-                        last = completed(this.aligner.held(), this.upstream.secret());
-                    }
-                    let last = this.said.pass_on(last, this.usage, this.upstream.secret(), &mut run);
-                    *this.state = end(this.said.done, last.err());
+                    this.inner.set(None);
+                    this.passing.end(this.aligner, &mut run)
                 }
-                Poll::Ready(Some(Err(error))) => {
-                    *this.state = end(this.said.done, Some(of_body(error.into())));
-                }
+                Poll::Ready(Some(Err(error))) => State::failed(of_body(error.into())),
                 Poll::Pending if !run.is_empty() => break,
                 Poll::Pending => match this.watch.poll_over(cx) {
-                    Poll::Ready(error) => *this.state = end(this.said.done, Some(error)),
+                    Poll::Ready(error) => State::failed(error),
                     Poll::Pending => return Poll::Pending,
                 },
+            };
+            if let State::Done { .. } = this.state {
+                this.watch.closing();
             }
         }
         if matches!(this.state, State::Open)
             && let Some(error) = this.watch.total_over()
         {
             // It never had to be waited for, so no timer had a chance to ring.
-            *this.state = end(this.said.done, Some(error));
+            *this.state = State::failed(error);
+        }
+        if let State::Done { events, from, max_rest } = this.state {
+            let closed = poll_closed(this.inner.as_mut(), max_rest, cx).is_ready();
+            if closed || this.watch.poll_over(cx).is_ready() {
+                run.push(std::mem::take(events));
+                *this.state = State::Ended;
+            } else {
+                run.push(events.split_to(std::mem::take(from)));
+                if run.is_empty() {
+                    return Poll::Pending;
+                }
+            }
+        }
+        if let State::Failed(_) | State::Ended = this.state {
+            this.inner.set(None);
         }
         if let Some(bytes) = run.take() {
             return Poll::Ready(Some(Ok(Frame::data(bytes))));
@@ -117,7 +134,7 @@ where
                 *this.state = State::Ended;
                 Poll::Ready(error.map(Err))
             }
-            State::Open | State::Ended => Poll::Ready(None),
+            State::Open | State::Done { .. } | State::Ended => Poll::Ready(None),
         }
     }
 
@@ -126,52 +143,84 @@ where
     }
 }
 
-/// What the stream has said so far.
-#[derive(Clone, Copy, Debug, Default)]
-struct Said {
-    anything: bool,
-    /// `[DONE]`, so it may end.
-    done: bool,
+impl State {
+    fn failed(error: Error) -> Self {
+        Self::Failed(Some(error))
+    }
 }
 
-impl Said {
-    /// Puts whole events into the run, up to the first thing that no client could read, or that says that it has failed.
-    fn pass_on(
-        &mut self,
-        mut events: Bytes,
-        usage: &UsageReport,
-        secret: Option<&str>,
-        run: &mut Run,
-    ) -> Result<(), Error> {
+/// Ready when the upstream has nothing more to say, or says more than it may.
+fn poll_closed<B: Body<Data = Bytes>>(
+    mut inner: Pin<&mut Option<B>>,
+    max_rest: &mut usize,
+    cx: &mut Context<'_>,
+) -> Poll<()> {
+    while let Some(inner) = inner.as_mut().as_pin_mut() {
+        let Some(Ok(frame)) = ready!(inner.poll_frame(cx)) else { break };
+        // Of frames without anything in them there is no end, either.
+        let len = frame.data_ref().map_or(0, Bytes::len).max(1);
+        let Some(left) = max_rest.checked_sub(len) else { break };
+        *max_rest = left;
+    }
+    Poll::Ready(())
+}
+
+/// What becomes of the events on their way.
+struct Passing {
+    /// Some have passed.
+    begun: bool,
+    usage: UsageReport,
+    upstream: Arc<Upstream>,
+}
+
+impl Passing {
+    /// Puts whole events into the run, up to the first thing that no client could read, or after which none expects more.
+    fn pass_on(&mut self, mut events: Bytes, run: &mut Run) -> State {
         if events.is_empty() {
-            return Ok(());
+            return State::Open;
         }
-        let mut result = Ok(());
-        if !self.done {
-            if !self.anything && !looks_like_events(&events) {
-                let message = "the upstream's stream is not made of server-sent events";
-                return Err(Error::new(Class::Malformed, message));
-            }
-            if let Err(garbage) = str::from_utf8(&events) {
-                // What was whole before it.
-                events.truncate(garbage.valid_up_to());
-                events = Aligner::new(usize::MAX).push(events).unwrap_or_default();
-                let message = "the upstream's stream has an event in it that is not UTF-8";
-                result = Err(Error::new(Class::Malformed, message).with_source(garbage));
-            }
-            match Last::find(&events, secret) {
-                Some(Last::Done) => self.done = true,
-                Some(Last::Failed { from, error }) => {
-                    events.truncate(from);
-                    result = Err(error);
-                }
-                None => {}
-            }
-            usage.hear(&events);
+        let mut state = State::Open;
+        if !self.begun && !looks_like_events(&events) {
+            let message = "the upstream's stream is not made of server-sent events";
+            return State::failed(Error::new(Class::Malformed, message));
         }
-        self.anything = true;
+        if let Err(garbage) = str::from_utf8(&events) {
+            // What was whole before it.
+            events.truncate(garbage.valid_up_to());
+            events = Aligner::new(usize::MAX).push(events).unwrap_or_default();
+            let message = "the upstream's stream has an event in it that is not UTF-8";
+            state = State::failed(Error::new(Class::Malformed, message).with_source(garbage));
+        }
+        self.begun = true;
+        let last = Last::find(&events, self.upstream.secret());
+        events.truncate(match &last {
+            Some((_, Last::Done { to })) => *to,
+            Some((from, Last::Failed(_))) => *from,
+            None => events.len(),
+        });
+        self.usage.hear(&events);
+        match last {
+            Some((from, Last::Done { .. })) => return State::Done { events, from, max_rest: MAX_REST },
+            Some((_, Last::Failed(error))) => state = State::failed(error),
+            None => {}
+        }
         run.push(events);
-        result
+        state
+    }
+
+    /// The body has ended, as it should if it has said so.
+    fn end(&mut self, aligner: &mut Aligner, run: &mut Run) -> State {
+        let mut last = aligner.finish();
+        if last.is_empty() {
+            last = completed(aligner.held(), self.upstream.secret());
+        }
+        match self.pass_on(last, run) {
+            State::Open => State::failed(Error::new(
+                Class::Upstream,
+                "the upstream's stream ended without `data: [DONE]`: the answer is incomplete",
+            )),
+            state => state,
+        }
     }
 }
 
@@ -181,19 +230,6 @@ fn completed(held: &[u8], secret: Option<&str>) -> Bytes {
     decoder.push([held, b"\n\n"].concat().into());
     let event = decoder.next_event().ok().flatten().map(|event| event.raw().clone());
     event.filter(|event| Last::find(event, secret).is_some()).unwrap_or_default()
-}
-
-/// After `[DONE]` nothing that goes wrong matters to the client any more.
-fn end(done: bool, error: Option<Error>) -> State {
-    if done {
-        return State::Ended;
-    }
-    State::Failed(Some(error.unwrap_or_else(|| {
-        Error::new(
-            Class::Upstream,
-            "the upstream's stream ended without `data: [DONE]`: the answer is incomplete",
-        )
-    })))
 }
 
 /// The transport's own error if it is one of ours.
@@ -206,14 +242,15 @@ fn of_body(error: BoxError) -> Error {
 
 /// An event after which a client expects no other.
 enum Last {
-    /// `[DONE]`, by which OpenAI's streams say that they are complete.
-    Done,
-    /// It begins here, and says that the answer has failed.
-    Failed { from: usize, error: Error },
+    /// `[DONE]`, by which OpenAI's streams say that they are complete, and where it ends.
+    Done { to: usize },
+    /// It says that the answer has failed.
+    Failed(Error),
 }
 
 impl Last {
-    fn find(events: &Bytes, secret: Option<&str>) -> Option<Self> {
+    /// The first one, and where it begins.
+    fn find(events: &Bytes, secret: Option<&str>) -> Option<(usize, Self)> {
         // Events are taken apart only if one of these words is there at all, which it is once in a stream.
         if memmem::find(events, DONE).is_none() && !may_tell_error(events) {
             return None;
@@ -223,17 +260,18 @@ impl Last {
         decoder.push([events, &b"\n"[..]].concat().into());
         let mut from = 0;
         while let Ok(Some(event)) = decoder.next_event() {
+            let to = (from + event.raw().len()).min(events.len());
             if let Some(data) = event.data() {
                 if data.trim_ascii() == DONE {
-                    return Some(Self::Done);
+                    return Some((from, Self::Done { to }));
                 }
                 if may_tell_error(&data)
                     && let Some(error) = Error::of_event(&data, secret.as_slice())
                 {
-                    return Some(Self::Failed { from, error });
+                    return Some((from, Self::Failed(error)));
                 }
             }
-            from += event.raw().len();
+            from = to;
         }
         None
     }
@@ -257,6 +295,9 @@ struct Run {
 
 impl Run {
     fn push(&mut self, bytes: Bytes) {
+        if bytes.is_empty() {
+            return;
+        }
         if self.is_empty() {
             self.first = bytes;
             return;
@@ -284,6 +325,9 @@ impl Run {
 
 impl<B: fmt::Debug> fmt::Debug for Events<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Events").field("inner", &self.inner).field("said", &self.said).finish_non_exhaustive()
+        f.debug_struct("Events")
+            .field("inner", &self.inner)
+            .field("state", &self.state)
+            .finish_non_exhaustive()
     }
 }

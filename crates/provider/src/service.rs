@@ -35,10 +35,14 @@ use crate::{Class, Error, Facts, Limits, Operation, ResponseBody, ResponseFuture
 ///
 /// Ready when the transport is. An answer that is no event stream is read whole, up to a bound, before the call
 /// resolves, so one that is cut or garbled becomes an error instead of a broken 200: it must be JSON from its first byte to
-/// its last, nested no deeper than 127 levels, or at paths of which no [`Operation`] is known begin and end as JSON does. A stream resolves with its head and
-/// passes on every whole event at once, all that arrived together in one frame. It never ends silently: where the
-/// upstream stops without `data: [DONE]`, breaks off, stalls, sends what is no event or one that is an error, the body ends
-/// with an [`Error`] ([`ErrorEventsLayer`](crate::ErrorEventsLayer) turns that into an event for the client, or back into it).
+/// its last, nested no deeper than 127 levels, or at paths of which no [`Operation`] is known begin and end as JSON does.
+///
+/// A stream resolves with its head and passes on every whole event at once, all that arrived together in one frame. It
+/// never ends silently: where the upstream stops without `data: [DONE]`, breaks off, stalls, sends what is no event or one
+/// that is an error, the body ends with an [`Error`] ([`ErrorEventsLayer`](crate::ErrorEventsLayer) turns that into an event
+/// for the client, or back into it). `data: [DONE]` is the last event, whatever the upstream sends behind it: the body of the
+/// transport has 50 ms to end there, for its connection to be used again, and is let go.
+///
 /// Dropping the future or the body drops the transport's, which closes the connection.
 ///
 /// # Errors

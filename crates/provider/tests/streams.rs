@@ -1,7 +1,14 @@
 //! What a provider makes of answers that stop, stall, break or are none: always an error that says so, never a silent
 //! end. All on a paused clock, over a scripted transport.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use bartizan_core::{BoxError, RetryAfter};
 use bartizan_provider::{
@@ -169,6 +176,69 @@ async fn after_done_nothing_can_fail() {
         &[Say("data: [DONE]\n\r")],
     ] {
         assert!(stream(body).await.1.is_none());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_comes_after_done() {
+    for (body, expected) in [
+        // The upstream has ended, so all is one frame.
+        (&[Say("data: 1\n\ndata: [DONE]\n\n: ping\n\n")][..], &["data: 1\n\ndata: [DONE]\n\n"][..]),
+        (&[Say("data: [DONE]\n\n"), Say("data: late\n\n"), Say("garbage")], &["data: [DONE]\n\n"]),
+        (&[Say("data: [DONE]\n\n"), Say("data: {\"error\":{}}\n\n"), Cut], &["data: [DONE]\n\n"]),
+        (&[Say("data: [DONE]\r\n\r\n"), Wait(1), Say("data: late\n\n")], &["data: [DONE]\r\n\r\n"]),
+        (
+            &[Say("data: 1\n\ndata: [DONE]\n\n: ping\n\n"), Wait(10), Say(": ping\n\n")],
+            &["data: 1\n\n", "data: [DONE]\n\n"],
+        ),
+        // It has not, nor will it: all was said.
+        (&[Say("data: 1\n\n"), Wait(1), Say("data: [DONE]\n\n"), Hang], &["data: 1\n\n", "data: [DONE]\n\n"]),
+        (&[Say("data: [DONE]\n\n"), Wait(49), Say(": ping\n\n"), Hang], &["data: [DONE]\n\n"]),
+    ] {
+        let started = Instant::now();
+        let (frames, ended) = stream(body).await;
+        assert_eq!(frames, expected);
+        assert!(ended.is_none());
+        assert!(started.elapsed() <= Duration::from_millis(52), "{:?} for {body:?}", started.elapsed());
+    }
+}
+
+/// What was said last is there when the stream says that it has ended, and the upstream's body is not kept for longer, nor
+/// listened to if it goes on talking.
+#[tokio::test(start_paused = true)]
+async fn the_end_lets_the_upstream_go() {
+    for (body, expected) in [
+        (vec![Say("data: 1\n\n"), Wait(1), Say("data: [DONE]\n\n"), Hang], "data: 1\n\ndata: [DONE]\n\n"),
+        (vec![Say("data: 1\n\n"), Wait(1), Say("data: {\"error\":{}}\n\n"), Hang], "data: 1\n\n"),
+        (vec![Say("data: [DONE]\n\n"); 10_000], "data: [DONE]\n\n"),
+    ] {
+        let read = Arc::new(AtomicUsize::new(0));
+        let (counted, steps): (_, &'static [Step]) = (read.clone(), body.leak());
+        let transport = service_fn(move |_: Request<Full<Bytes>>| {
+            let counted = counted.clone();
+            // It is held by the body, and shows by its count whether that is there.
+            let body = script(steps).map_frame(move |frame| {
+                counted.fetch_add(1, Relaxed);
+                frame
+            });
+            let response = Response::builder().header("content-type", "text/event-stream");
+            std::future::ready(Ok::<_, BoxError>(response.body(body).unwrap()))
+        });
+        let mut provider = Provider::new(transport, "http://upstream.example/v1").unwrap();
+        let mut body = provider.ready().await.unwrap().call(question()).await.unwrap().into_body();
+        drop(provider);
+        assert_eq!(Arc::strong_count(&read), 2, "the body is there");
+        let mut said = Vec::new();
+        while !body.is_end_stream() {
+            match body.frame().await {
+                Some(Ok(frame)) => said.extend(frame.into_data().unwrap()),
+                Some(Err(error)) => assert!(error.message().contains("told of an error")),
+                None => break,
+            }
+        }
+        assert_eq!(str::from_utf8(&said), Ok(expected));
+        assert_eq!(Arc::strong_count(&read), 1, "the body is still there");
+        assert!(read.load(Relaxed) < 2_000, "all of it was read");
     }
 }
 

@@ -109,6 +109,33 @@ async fn a_connection_is_used_again() {
     assert_eq!(upstream.transport.idle_connections(), 1);
 }
 
+/// The end of a body may come a little after that of its events, and is waited for. What waits for it are the events' last
+/// only: all others are passed on.
+#[tokio::test]
+async fn a_connection_whose_stream_ends_late_is_used_again_and_one_whose_does_not_is_closed() {
+    let upstream = Upstream::new().await;
+    let first = upstream.call();
+    let mut io = upstream.accept().await;
+    request(&mut io).await;
+    say(&mut io, &format!("{STREAM}17\r\ndata: 1\n\ndata: [DONE]\n\n\r\n")).await;
+    let mut body = first.await.unwrap().unwrap().into_body();
+    assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "data: 1\n\n");
+    say(&mut io, "0\r\n\r\n").await;
+    turn_the_reactor().await;
+    assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "data: [DONE]\n\n");
+    assert!(body.is_end_stream());
+    assert_eq!(upstream.transport.idle_connections(), 1);
+
+    let second = upstream.call();
+    request(&mut io).await;
+    say(&mut io, &format!("{STREAM}e\r\ndata: [DONE]\n\n\r\n")).await;
+    let mut body = second.await.unwrap().unwrap().into_body();
+    assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "data: [DONE]\n\n");
+    assert!(body.is_end_stream());
+    assert_eq!(upstream.transport.idle_connections(), 0);
+    assert_eq!(io.read(&mut [0]).await.unwrap(), 0, "it is closed, although the body is still there");
+}
+
 /// A version is a connection's, and the client's connection is another one: a server that is handed an answer "in HTTP/1.0"
 /// would close its own after it, and could send no chunks.
 #[tokio::test]

@@ -268,6 +268,35 @@ async fn a_stream_that_ends_without_its_end() {
     answer.assert_error(502, "api_error", Some("upstream_error"), "[DONE]");
 }
 
+/// It has ended with its end: nobody waits for what else there may be, and the answer is a whole one.
+#[tokio::test]
+async fn a_stream_that_goes_on_after_its_end() {
+    let finish = "data: {\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n";
+    let done = "data: [DONE]\n\n";
+    for behind in [&[][..], &[EVENT], &["data: {\"error\":{}}\n\n", "what?"]] {
+        let answer = chunked(EVENTS, &[&[EVENT, finish, done], behind].concat());
+        let mut upstream = Raw::start(answer, Then::Stall).await;
+        let dedup = "[dedup]\nenabled = true\nttl_ms = 3_600_000\n".to_owned();
+        let gateway = Gateway::start("", &[model("chat", upstream.address, ""), dedup]).await;
+        for status in ["bartizan; fwd=miss", "bartizan; hit"] {
+            let answer = exchange(gateway.address, &chat(GOOD_STREAM)).await;
+            assert_eq!(answer.body, format!("{EVENT}{finish}{done}"));
+            assert!(answer.header("cache-status").is_some_and(|it| it.starts_with(status)), "{answer:?}");
+        }
+        upstream.request().await;
+        assert_eq!(soon("the gateway's close", upstream.seen.recv()).await, Some(Seen::Close));
+        gateway.stop().await;
+    }
+}
+
+/// An empty line more or less is no reason to throw an answer away.
+#[tokio::test]
+async fn a_stream_whose_end_lacks_its_empty_line() {
+    let head = EVENTS.to_owned() + "connection: close\r\n";
+    let answer = streamed(with_length(&head, format!("{EVENT}data: [DONE]")), Then::Close).await;
+    assert_eq!((answer.status, answer.body), (200, format!("{EVENT}data: [DONE]\n\n")));
+}
+
 #[tokio::test]
 async fn a_stream_that_stalls() {
     let answer = streamed(chunked(EVENTS, &[]), Then::Stall).await;
