@@ -286,6 +286,15 @@ impl Reading {
         Ok(Response::from_parts(self.head, ResponseBody::whole(self.frames)))
     }
 
+    fn set_status(&mut self, status: StatusCode) {
+        if status != self.head.status {
+            self.head.status = status;
+            // hyper notes the words of a status line that are not the usual ones, and writes them behind any status.
+            #[cfg(any(feature = "client", feature = "mock"))]
+            self.head.extensions.remove::<hyper::ext::ReasonPhrase>();
+        }
+    }
+
     /// With this status, and in the upstream's words where they can be passed on.
     fn error_response<B>(
         mut self,
@@ -294,7 +303,7 @@ impl Reading {
         body: &[u8],
         secrets: &[&str],
     ) -> Response<ResponseBody<B>> {
-        self.head.status = status;
+        self.set_status(status);
         let frames = if error.passes(body, secrets) {
             if !error.is_transient() {
                 // Else OpenAI's clients would try a 429 again that says that the quota is used up.
@@ -304,7 +313,7 @@ impl Reading {
             self.frames
         } else {
             let (told, _) = error.to_response().into_parts();
-            self.head.status = told.status;
+            self.set_status(told.status);
             for name in OF_THE_BYTES {
                 self.head.headers.remove(name);
             }

@@ -155,6 +155,31 @@ async fn the_version_of_an_upstream_is_its_own() {
     }
 }
 
+/// A server would write the words behind a status that they are not of.
+#[tokio::test]
+async fn the_words_of_a_status_go_with_it() {
+    let json = "content-type: application/json\r\nconnection: close\r\n\r\n{\"error\":{\"message\":\"no\"}}";
+    let text = "content-type: text/plain\r\nconnection: close\r\n\r\noops";
+    for (status, rest, expected) in [
+        ("429 Slow Down", json, Some("Slow Down")),
+        ("429 Slow Down", text, Some("Slow Down")),
+        ("500 Oops", json, Some("Oops")),
+        ("500 Oops", text, None),
+        ("200 Fine", json, None),
+    ] {
+        let upstream = Upstream::new().await;
+        let call = upstream.call();
+        let mut io = upstream.accept().await;
+        request(&mut io).await;
+        say(&mut io, &format!("HTTP/1.1 {status}\r\n{rest}")).await;
+        drop(io);
+        let response = call.await.unwrap().unwrap();
+        let words = response.extensions().get::<hyper::ext::ReasonPhrase>();
+        let words = words.map(|words| str::from_utf8(words.as_bytes()).unwrap());
+        assert_eq!(words, expected, "{status} became {}", response.status());
+    }
+}
+
 #[tokio::test]
 async fn a_connection_that_its_server_closed_is_replaced() {
     let upstream = Upstream::new().await;
