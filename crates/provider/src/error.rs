@@ -188,6 +188,22 @@ impl Error {
         self
     }
 
+    #[cfg(feature = "retry")]
+    pub(crate) fn set_retry_after(&mut self, retry_after: RetryAfter) {
+        self.inner.retry_after = retry_after;
+    }
+
+    /// The same without its cause.
+    #[cfg(feature = "retry")]
+    pub(crate) fn retold(&self) -> Self {
+        let Inner { class, status, allow, retry_after, .. } = *self.inner;
+        let (message, param, code) =
+            (self.inner.message.clone(), self.inner.param.clone(), self.inner.code.clone());
+        let event = self.inner.event.clone();
+        let inner = Inner { class, status, message, param, code, allow, retry_after, event, source: None };
+        Self { inner: Box::new(inner) }
+    }
+
     /// Adds the cause. It stays inside: responses and events never show it.
     #[must_use]
     pub fn with_source(mut self, source: impl Into<BoxError>) -> Self {
@@ -233,6 +249,11 @@ impl Error {
     /// The outermost `Error` in the chain of sources that starts at `error`, `error` itself included.
     pub fn find<'a>(error: &'a (dyn error::Error + 'static)) -> Option<&'a Self> {
         chain(error).find_map(|error| error.downcast_ref())
+    }
+
+    /// The one that decides what is told of an error, unless a [`Rejected`] around it does.
+    pub(crate) fn outermost<'a>(error: &'a (dyn error::Error + 'static)) -> Option<&'a Self> {
+        chain(error).find(|error| error.is::<Self>() || error.is::<Rejected>())?.downcast_ref()
     }
 
     /// The error as OpenAI's API would answer it: `{"error":{"message","type","param","code"}}`.
@@ -313,10 +334,7 @@ impl error::Error for Error {
 /// becomes [`Error::to_response`], all else what
 /// [`RejectionLayer::openai_json`](bartizan_core::RejectionLayer::openai_json) makes of it.
 pub fn openai_error(error: BoxError) -> Response<Full<Bytes>> {
-    let ours = chain(&*error)
-        .find(|error| error.is::<Error>() || error.is::<Rejected>())
-        .and_then(|error| error.downcast_ref::<Error>());
-    match ours {
+    match Error::outermost(&*error) {
         Some(error) => error.to_response(),
         None => bartizan_core::openai_json(error),
     }

@@ -30,7 +30,11 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, response::Part
 use http_body_util::{Either as EitherBody, Full};
 use serde_json::{Value, json};
 use tokio::time::Instant;
-use tower::{Layer, Service, ServiceBuilder, ServiceExt, util::Oneshot};
+use tower::{
+    Layer, Service, ServiceBuilder, ServiceExt,
+    layer::util::Stack,
+    util::{MapErrLayer, Oneshot},
+};
 
 use crate::{
     ask::{AnswerBody, Ask},
@@ -68,14 +72,15 @@ impl Fallbacks {
     /// Makes of a stream that fails before it has begun a call that has failed: who has asked is told by a status. It has
     /// begun with its first byte, and where that makes a difference, because others could answer or the model is asked
     /// again, with the first that it says.
-    pub(crate) fn begun(&self, model: &Model) -> CommitLayer<Streams> {
+    pub(crate) fn begun(&self, model: &Model) -> Stack<CommitLayer<Streams>, MapErrLayer<Typed>> {
         let stands_in = self.lists.values().any(|lists| lists.all().any(|name| name == model.name));
         let begins = match stands_in || !model.fallbacks.are_none() {
             // An event that is an error comes as the error of the body.
             true => Streams::Content(LlmEvents::new()),
             false => Streams::Anything,
         };
-        CommitLayer::new(begins).within(model.limits.first_frame)
+        let committed = CommitLayer::new(begins).within(model.limits.first_frame);
+        Stack::new(committed, MapErrLayer::new(typed as Typed))
     }
 
     /// One model, asked again as often as it may be, and saying who it is.
@@ -152,6 +157,19 @@ impl Fallbacks {
     pub(crate) fn unanswered(&self) -> [(&'static str, u64); 3] {
         let stats = self.fallback.stats();
         [("exhausted", stats.exhausted), ("out_of_time", stats.out_of_time), ("no_target", stats.no_target)]
+    }
+}
+
+type Typed = fn(BoxError) -> BoxError;
+
+/// An upstream's failure, if the provider below has seen none: a stream that says nothing, or nothing that says something.
+fn typed(error: BoxError) -> BoxError {
+    match error.downcast_ref::<NotBegun>() {
+        Some(start) if Error::find(start).is_none() => {
+            let class = if start.is_late() { Class::Timeout } else { Class::Malformed };
+            Error::new(class, start.to_string()).with_source(error).into()
+        }
+        _ => error,
     }
 }
 
@@ -242,8 +260,7 @@ impl<B> Classify<Response<B>> for Judge {
 
 /// What a cause means; `None` if it is of no class.
 fn class_of(cause: &(dyn StdError + 'static)) -> Option<Class> {
-    let of_start = |start: &NotBegun| if start.is_late() { Class::Timeout } else { Class::Malformed };
-    error_of(cause).map(Error::class).or_else(|| cause.downcast_ref().map(of_start))
+    error_of(cause).map(Error::class)
 }
 
 fn error_of<'a>(cause: &'a (dyn StdError + 'static)) -> Option<&'a Error> {
@@ -372,10 +389,7 @@ pub(crate) fn refusal(error: &BoxError) -> Option<Response<Full<Bytes>>> {
 fn describe(tried: &[Attempt], skipped: &[Skipped]) -> String {
     let tried = tried.iter().map(|attempt| match error_of(attempt.cause()) {
         Some(error) => format!("{:?}: {}", attempt.name(), error.message()),
-        None => match class_of(attempt.cause()) {
-            Some(class) => format!("{:?}: {class}", attempt.name()),
-            None => format!("{:?}: it failed", attempt.name()),
-        },
+        None => format!("{:?}: it failed", attempt.name()),
     });
     let skipped = skipped.iter().map(|skipped| {
         let why = if skipped.is_aside() { "it is left alone as it has asked" } else { "it was not ready" };
