@@ -18,7 +18,7 @@ struct Place<K, T> {
     flight: Weak<Flight<K, T>>,
 }
 
-/// Calls that were looked at and may have been left meanwhile. To be dropped where no lock is held.
+/// Calls that somebody had until now, and may have been the last to. To be dropped where no lock is held.
 pub(crate) type Passed<K, T> = Vec<Arc<Flight<K, T>>>;
 
 impl<K, T> Aloft<K, T> {

@@ -70,7 +70,8 @@ impl<K, T, X> Dedup<K, T, X> {
     /// made by itself.
     ///
     /// **The key says who may see whose answer.** Whatever the answer depends on belongs into it, and who asks: the tenant
-    /// first of all. With feature `http`, `RequestKey` makes one that forgets nothing.
+    /// first of all. With feature `http`, `RequestKey` makes one of method, URI and body; who may see the answer is to be told
+    /// to it, and on which headers it depends.
     ///
     /// `Hash`, `Eq` and `Clone` of keys run under a lock that is held shortly.
     pub fn layer<Req, I, F>(&self, key: F) -> DedupLayer<K, T, X, F>

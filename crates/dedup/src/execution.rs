@@ -87,6 +87,7 @@ where
         let response = ready!(this.call.poll(cx))?;
         let tape = this.share.record(response);
         let (verdict, size) = (this.share.verdict(&tape), this.share.complete(&tape));
+        let verdict = if size.is_none() { verdict.since_now() } else { verdict };
         Poll::Ready(Ok(Recorded { tape, verdict, size }))
     }
 }

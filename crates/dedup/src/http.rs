@@ -3,6 +3,7 @@
 mod cache_control;
 mod canonical;
 mod frames;
+mod grpc;
 mod key;
 mod playback;
 mod reel;

@@ -8,12 +8,9 @@
 //! Which go first is SIEVE's choice (Zhang and others, NSDI 2024): a hand goes from the oldest to the newest, lets those
 //! stay that were asked for since it came by, and takes the first that was not.
 
-use std::{
-    mem,
-    sync::{
-        OnceLock,
-        atomic::Ordering::{Acquire, Release},
-    },
+use std::sync::{
+    OnceLock,
+    atomic::Ordering::{Acquire, Release},
 };
 
 use crate::{
@@ -55,10 +52,7 @@ struct Place<K, V>(Mutex<Spot<K, V>>);
 /// What is in a place.
 struct Spot<K, V> {
     held: Option<(Hashed<K>, V)>,
-    /// Since the hand came by.
-    asked: bool,
-    /// Of all that were ever here.
-    hits: u64,
+    asked: Asked,
 }
 
 /// What is where, for whoever changes it.
@@ -109,7 +103,7 @@ impl<K, V> Kept<K, V> {
         let first = SHELF << size;
         let shelf = self.shelves[size].get_or_init(|| {
             let room = first.min(self.most + SHELF - first);
-            (0..room).map(|_| Place(Mutex::new(Spot { held: None, asked: false, hits: 0 }))).collect()
+            (0..room).map(|_| Place(Mutex::new(Spot { held: None, asked: Asked(0) }))).collect()
         });
         &shelf[nth - first].0
     }
@@ -120,10 +114,8 @@ impl<K: Eq, V> Kept<K, V> {
     ///
     /// `look` runs under a lock.
     #[inline]
-    pub(crate) fn look<R>(&self, key: &Hashed<K>, look: impl FnOnce(&V, &mut Asked<'_>) -> R) -> Option<R> {
-        self.at(key, |_, Spot { held, asked, hits }| {
-            held.as_ref().map(|(_, value)| look(value, &mut Asked { asked, hits }))
-        })
+    pub(crate) fn look<R>(&self, key: &Hashed<K>, look: impl FnOnce(&V, &mut Asked) -> R) -> Option<R> {
+        self.at(key, |_, Spot { held, asked }| held.as_ref().map(|(_, value)| look(value, asked)))
     }
 
     /// The same, where what is kept may be changed.
@@ -161,7 +153,8 @@ impl<K: Eq, V> Kept<K, V> {
         let (place, hash) = (ledger.enter(size), key.hash);
         {
             let mut spot = lock(self.place(place));
-            (spot.held, spot.asked) = (Some((key, value)), false);
+            spot.held = Some((key, value));
+            spot.asked.pass();
         }
         self.grow(ledger.entries);
         self.index().insert(hash, place);
@@ -183,12 +176,12 @@ impl<K: Eq, V> Kept<K, V> {
 
     /// How often what was found here was asked for.
     pub(crate) fn hits(&self, ledger: &Ledger) -> u64 {
-        (0..ledger.links.len() as u32).map(|place| lock(self.place(place)).hits).sum()
+        (0..ledger.links.len() as u32).map(|place| lock(self.place(place)).asked.count()).sum()
     }
 
     fn evict(&self, ledger: &mut Ledger) -> Option<(Hashed<K>, V)> {
         let mut place = ledger.hand.or(ledger.oldest)?;
-        while mem::take(&mut lock(self.place(place)).asked) {
+        while lock(self.place(place)).asked.pass() {
             place = ledger.links[place as usize].newer.or(ledger.oldest)?;
         }
         ledger.hand = Some(place);
@@ -218,17 +211,28 @@ impl<K: Eq, V> Kept<K, V> {
     }
 }
 
-/// Whether and how often an answer was asked for.
-pub(crate) struct Asked<'a> {
-    asked: &'a mut bool,
-    hits: &'a mut u64,
-}
+/// How often what is in a place was asked for, of all that was ever there; and, in the highest bit, whether it was since the
+/// hand came by. A place is as small as can be, since whoever looks for an answer has all of it brought to him.
+pub(crate) struct Asked(u64);
 
-impl Asked<'_> {
+impl Asked {
+    const SINCE: u64 = 1 << 63;
+
     /// It was.
+    #[inline]
     pub(crate) fn hit(&mut self) {
-        *self.asked = true;
-        *self.hits += 1;
+        self.0 = (self.0 + 1) | Self::SINCE;
+    }
+
+    /// The hand comes by; whether it was asked for since the last time.
+    fn pass(&mut self) -> bool {
+        let since = self.0 & Self::SINCE != 0;
+        self.0 = self.count();
+        since
+    }
+
+    const fn count(&self) -> u64 {
+        self.0 & !Self::SINCE
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod aloft;
 mod dedup;
+mod entry;
 mod error;
 mod execution;
 mod flight;

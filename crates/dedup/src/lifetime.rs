@@ -51,7 +51,6 @@ pub(crate) struct Terms {
 pub(crate) struct Lifetime {
     landed: Nanos,
     ttl: Nanos,
-    stale: bool,
 }
 
 /// What an answer is good for.
@@ -66,16 +65,16 @@ pub(crate) enum Freshness {
 }
 
 impl Lifetime {
-    pub(crate) fn new(landed: Nanos, Terms { ttl, stale }: Terms) -> Self {
-        Self { landed, ttl: nanos(ttl), stale }
+    pub(crate) fn new(landed: Nanos, ttl: Duration) -> Self {
+        Self { landed, ttl: nanos(ttl) }
     }
 
     /// What it is good for, and how old it is.
     #[inline]
     pub(crate) fn at(self, now: Nanos, windows: Windows) -> (Freshness, Age) {
-        let Self { landed, ttl, stale } = self;
+        let Self { landed, ttl } = self;
         let age = Age { since: now.saturating_sub(landed), ttl };
-        let within = |window| stale && age.since < ttl.saturating_add(nanos(window));
+        let within = |window| age.since < ttl.saturating_add(nanos(window));
         let freshness = if age.since < ttl {
             Freshness::Fresh
         } else if within(windows.revalidate) {
@@ -140,25 +139,22 @@ mod tests {
             revalidate in time(),
             if_error in time(),
             age in 0..60_u64,
-            stale in any::<bool>(),
         ) {
-            let terms = Terms { ttl: Duration::from_nanos(ttl), stale };
             let windows =
                 Windows { revalidate: Duration::from_nanos(revalidate), if_error: Duration::from_nanos(if_error) };
             let landed = 7;
-            let life = Lifetime::new(landed, terms);
+            let life = Lifetime::new(landed, Duration::from_nanos(ttl));
             let now = landed + age;
             let [ttl, revalidate, if_error, age] = [ttl, revalidate, if_error, age].map(u128::from);
             let expected = match age {
                 age if age < ttl => Freshness::Fresh,
-                age if stale && age < ttl + revalidate => Freshness::Revalidate,
-                age if stale && age < ttl + if_error => Freshness::IfError,
+                age if age < ttl + revalidate => Freshness::Revalidate,
+                age if age < ttl + if_error => Freshness::IfError,
                 _ => Freshness::Gone,
             };
             let (freshness, old) = life.at(now, windows);
             prop_assert_eq!(freshness, expected);
-            let until = if stale { ttl + if_error } else { ttl };
-            prop_assert_eq!(life.stands_in(now, windows).is_some(), age < until);
+            prop_assert_eq!(life.stands_in(now, windows).is_some(), age < ttl + if_error);
             prop_assert_eq!(old.since().as_nanos(), age);
             prop_assert_eq!(old.fresh_for().as_nanos(), ttl.saturating_sub(age));
             prop_assert_eq!(old.stale_for().as_nanos(), age.saturating_sub(ttl));
@@ -169,7 +165,7 @@ mod tests {
 
     #[test]
     fn what_is_longer_than_all_times_is_all_time() {
-        let life = Lifetime::new(0, Terms { ttl: Duration::MAX, stale: true });
+        let life = Lifetime::new(0, Duration::MAX);
         let windows = Windows { revalidate: Duration::MAX, if_error: Duration::MAX };
         assert_eq!(life.at(Nanos::MAX - 1, windows).0, Freshness::Fresh);
     }

@@ -100,7 +100,8 @@ impl<T> Replay<T> {
 
     /// How many bytes all kept answers together may have. 64 MiB by default.
     ///
-    /// An answer of more than a part's bytes (see [`max_entries`](Self::max_entries)) is not kept.
+    /// An answer of more than a part's bytes (see [`max_entries`](Self::max_entries)) is not kept. What counts is for the
+    /// [`Share`](crate::Share) to say, or [`size_of`](Self::size_of): `Frames` counts bodies and headers. Keys count nothing.
     #[must_use]
     pub fn max_bytes(mut self, bytes: u64) -> Self {
         self.max_bytes = bytes;
@@ -160,7 +161,7 @@ impl<T> Replay<T> {
             return None;
         }
         let ttl = self.ttl_of.as_ref().and_then(|of| of(tape)).unwrap_or(ttl);
-        let ttl = limits.fresh.map_or(ttl, |longest| ttl.min(longest));
+        let ttl = limits.fresh().map_or(ttl, |longest| ttl.min(longest));
         let size = self.size_of.as_ref().map_or(size, |of| of(tape));
         (!ttl.is_zero()).then_some((Terms { ttl, stale: limits.stale }, size))
     }

@@ -6,6 +6,8 @@ use std::{
     time::Duration,
 };
 
+use tokio::time::Instant;
+
 /// How a response is made good for many.
 ///
 /// [`Whole`] is for responses that are values: each caller gets a clone. `Frames` (feature `http`) is for responses with a
@@ -73,17 +75,19 @@ pub enum Verdict {
 /// What a response itself says of how long it may be served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    pub(crate) fresh: Option<Duration>,
+    fresh: Option<Duration>,
+    /// When the response came, if some of it came later.
+    came: Option<Instant>,
     pub(crate) stale: bool,
 }
 
 impl Limits {
     /// Nothing: that is for the handle to say.
     pub const fn none() -> Self {
-        Self { fresh: None, stale: true }
+        Self { fresh: None, came: None, stale: true }
     }
 
-    /// It is fresh for no longer than this, and not kept if that is no time at all.
+    /// It is fresh for no longer than this from when it was recorded, and not kept if that is no time at all.
     #[must_use]
     pub const fn fresh_for(mut self, most: Duration) -> Self {
         self.fresh = Some(most);
@@ -95,6 +99,27 @@ impl Limits {
     pub const fn never_stale(mut self) -> Self {
         self.stale = false;
         self
+    }
+
+    /// How long it is fresh from now on, at the most.
+    pub(crate) fn fresh(self) -> Option<Duration> {
+        let since = self.came.map(|came| came.elapsed()).unwrap_or_default();
+        self.fresh.map(|longest| longest.saturating_sub(since))
+    }
+
+    fn since_now(self) -> Self {
+        Self { came: self.fresh.map(|_| Instant::now()), ..self }
+    }
+}
+
+impl Verdict {
+    /// Some of the response is still to come, and its limits count from now on.
+    pub(crate) fn since_now(self) -> Self {
+        match self {
+            Self::Keep(limits) => Self::Keep(limits.since_now()),
+            Self::Share(limits) => Self::Share(limits.since_now()),
+            other => other,
+        }
     }
 }
 

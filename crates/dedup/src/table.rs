@@ -20,9 +20,10 @@ use tokio::runtime::Handle;
 use crate::{
     Fingerprint, Identity, Replay, Served, Stats,
     aloft::{Aloft, Passed},
+    entry::Entry,
     flight::{Execution, Flight, Home, Recorded, Value},
     kept::{Asked, Kept, Ledger},
-    lifetime::{Age, Clock, Freshness, Lifetime, Terms},
+    lifetime::{Age, Clock, Freshness, Terms},
     sync::{Mutex, lock},
 };
 
@@ -46,27 +47,21 @@ struct Part<K, T> {
 #[repr(align(128))]
 struct Busy<K, T>(Mutex<Inside<K, T>>);
 
+/// In this order, what a call that nobody shares changes is in one cache line with the lock.
+#[repr(C)]
 struct Inside<K, T> {
     aloft: Aloft<K, T>,
-    ledger: Ledger,
     counts: Counts,
-}
-
-struct Entry<K, T> {
-    value: Value<T>,
-    life: Lifetime,
-    /// Most have none.
-    fingerprint: Option<Box<Fingerprint>>,
-    /// The call for a new one that nobody waits for: callers drive it as they pass.
-    refresh: Option<Arc<Flight<K, T>>>,
+    ledger: Ledger,
 }
 
 /// Fresh hits are counted where they are found.
 #[derive(Clone, Copy, Default)]
+#[repr(C)]
 struct Counts {
+    misses: u64,
     stale_hits: u64,
     stood_in: u64,
-    misses: u64,
     collapsed: u64,
     conflicts: u64,
     refreshes: u64,
@@ -143,68 +138,72 @@ impl<K: Hash + Eq + Clone, T> Table<K, T> {
         }
 
         let execution = Box::new(make());
-        let (_displaced, aloft, mut passed);
+        let (aloft, mut passed);
         passed = Passed::new();
         let mut inside = lock(&part.busy.0);
         let inside = &mut *inside;
         // It may have landed since.
         let seen = sight().unwrap_or(Seen::Nothing);
         aloft = inside.aloft.get(&key, &mut passed);
-        match seen {
-            Seen::Fresh(value, age) => return Found::hit(value, age),
-            Seen::Conflict => {
-                inside.counts.conflicts += 1;
-                return Found::Conflict;
-            }
-            Seen::Stale(tape, age) => {
-                let served = stale(age);
+        let begin = |inside: &mut _, home, execution| {
+            Self::begin(home, inside, key, fingerprint, Box::<E>::into_pin(execution))
+        };
+        match (seen, &aloft) {
+            (Seen::Fresh(value, age), _) => Found::hit(value, age),
+            (Seen::Stale(tape, age), aloft) => {
                 inside.counts.stale_hits += 1;
-                let refresh = match &aloft {
+                let refresh = match aloft {
                     Some(flight) if flight.is_held() => {
                         Refresh::Passes { flight: flight.clone(), leads: false }
                     }
                     Some(_) => Refresh::Runs,
                     None => {
-                        inside.counts.refreshes += 1;
-                        let runtime = self.replay.spawns.then(Handle::try_current).and_then(Result::ok);
-                        let home = match runtime {
-                            Some(_) => Home::Held(self.clone()),
-                            None => Home::Holds(Arc::downgrade(self)),
-                        };
-                        let flight = Self::begin(home, inside, key, fingerprint, Box::into_pin(execution));
-                        match runtime {
-                            Some(runtime) => {
-                                let left = self.replay.windows.revalidate.saturating_sub(age.stale_for());
-                                Refresh::Spawns(flight, runtime, left)
-                            }
-                            None => {
-                                let replace = |entry: &mut Entry<K, T>| entry.refresh.replace(flight.clone());
-                                _displaced = part.kept.change(&flight.key, replace);
-                                Refresh::Passes { flight, leads: true }
-                            }
-                        }
+                        let begin = |inside: &mut _, home| begin(inside, home, execution);
+                        self.refresh(part, inside, age, begin, &mut passed)
                     }
                 };
-                return Found::Stale(tape, served, refresh);
+                Found::Stale(tape, stale(age), refresh)
             }
-            Seen::Nothing => {}
-        }
-
-        match &aloft {
-            Some(flight) if flight.fingerprint.as_deref() != fingerprint.as_ref() => {
+            (Seen::Nothing, Some(flight)) if flight.fingerprint.as_deref() == fingerprint.as_ref() => {
+                inside.counts.collapsed += 1;
+                if flight.is_held() {
+                    // From now on it is for those who wait: should they all go, nobody would ever end it.
+                    passed.extend(part.kept.change(&flight.key, |entry| entry.refresh().take()).flatten());
+                }
+                Found::Joined(flight.clone(), execution)
+            }
+            (Seen::Conflict, _) | (Seen::Nothing, Some(_)) => {
                 inside.counts.conflicts += 1;
                 Found::Conflict
             }
-            Some(flight) => {
-                inside.counts.collapsed += 1;
-                Found::Joined(flight.clone(), execution)
-            }
-            None => {
+            (Seen::Nothing, None) => {
                 inside.counts.misses += 1;
-                let home = Home::Held(self.clone());
-                Found::Leads(Self::begin(home, inside, key, fingerprint, Box::into_pin(execution)))
+                Found::Leads(begin(inside, Home::Held(self.clone()), execution))
             }
         }
+    }
+
+    /// Begins a call for a new answer while the old one is served.
+    fn refresh(
+        self: &Arc<Self>,
+        part: &Part<K, T>,
+        inside: &mut Inside<K, T>,
+        old: Age,
+        begin: impl FnOnce(&mut Inside<K, T>, Home<K, T>) -> Arc<Flight<K, T>>,
+        passed: &mut Passed<K, T>,
+    ) -> Refresh<K, T> {
+        inside.counts.refreshes += 1;
+        if self.replay.spawns
+            && let Ok(runtime) = Handle::try_current()
+        {
+            let left = self.replay.windows.revalidate.saturating_sub(old.stale_for());
+            let flight = begin(inside, Home::Held(self.clone()));
+            return Refresh::Spawns(flight, runtime, left);
+        }
+        let flight = begin(inside, Home::Holds(Arc::downgrade(self)));
+        let replace = |entry: &mut Entry<K, T>| entry.refresh().replace(flight.clone());
+        passed.extend(part.kept.change(&flight.key, replace).flatten());
+        Refresh::Passes { flight, leads: true }
     }
 
     fn begin(
@@ -251,9 +250,7 @@ impl<K: Hash + Eq + Clone, T> Table<K, T> {
             let _left;
             let mut inside = lock(&part.busy.0);
             // What serves no more is not there any more.
-            _left = part
-                .kept
-                .retain(&mut inside.ledger, |entry| entry.life.at(now, windows).0 != Freshness::Gone);
+            _left = part.kept.retain(&mut inside.ledger, |entry| entry.at(now, windows).0 != Freshness::Gone);
             let Counts { stale_hits, stood_in, misses, collapsed, conflicts, refreshes } = inside.counts;
             stats.hits += stale_hits + part.kept.hits(&inside.ledger);
             stats.stale += stale_hits + stood_in;
@@ -276,9 +273,9 @@ impl<K: Eq, T> Table<K, T> {
         let part = self.part(flight.key.hash);
         let _inside = lock(&part.busy.0);
         let stands_in = |entry: &Entry<K, T>| {
-            let is_same = entry.fingerprint == flight.fingerprint;
+            let is_same = entry.fingerprint() == flight.fingerprint.as_deref();
             let tape = entry.value.as_ref().ok().filter(|_| is_same)?;
-            Some((tape.clone(), stale(entry.life.stands_in(now, self.replay.windows)?)))
+            Some((tape.clone(), stale(entry.stands_in(now, self.replay.windows)?)))
         };
         part.kept.look(&flight.key, |entry, _| stands_in(entry)).flatten()
     }
@@ -289,7 +286,7 @@ impl<K: Eq, T> Table<K, T> {
         let part = self.part(flight.key.hash);
         let _inside = lock(&part.busy.0);
         let serves = |entry: &Entry<K, T>| {
-            entry.value.is_ok() && entry.life.at(now, self.replay.windows).0 != Freshness::Gone
+            entry.value.is_ok() && entry.at(now, self.replay.windows).0 != Freshness::Gone
         };
         part.kept.look(&flight.key, |entry, _| serves(entry)).unwrap_or(false)
     }
@@ -336,7 +333,7 @@ impl<K: Eq, T> Table<K, T> {
             _left = part.kept.remove(&mut inside.ledger, &flight.key);
         } else if flight.is_held() {
             let is_it = |refresh: &mut Arc<Flight<K, T>>| ptr::eq(&**refresh, flight);
-            _displaced = part.kept.change(&flight.key, |entry| entry.refresh.take_if(is_it));
+            _displaced = part.kept.change(&flight.key, |entry| entry.refresh().take_if(is_it));
         }
     }
 }
@@ -345,12 +342,7 @@ impl<K: Eq + Clone, T> Table<K, T> {
     /// The call is over and its answer is kept, unless it was invalidated.
     pub(crate) fn land(&self, flight: &Flight<K, T>, value: Value<T>, size: usize, terms: Terms) {
         let part = self.part(flight.key.hash);
-        let entry = Entry {
-            value,
-            life: Lifetime::new(self.clock.now(), terms),
-            fingerprint: flight.fingerprint.clone(),
-            refresh: None,
-        };
+        let entry = Entry::new(value, self.clock.now(), terms, flight.fingerprint.as_deref());
         let _left;
         let mut inside = lock(&part.busy.0);
         if inside.take(flight) {
@@ -392,12 +384,12 @@ impl<K, T> Table<K, T> {
         &self,
         entry: &Entry<K, T>,
         (fingerprint, no_cache): (Option<&Fingerprint>, bool),
-        asked: &mut Asked<'_>,
+        asked: &mut Asked,
     ) -> Seen<T> {
-        let (freshness, age) = entry.life.at(self.clock.now(), self.replay.windows);
+        let (freshness, age) = entry.at(self.clock.now(), self.replay.windows);
         match (freshness, &entry.value) {
             (Freshness::IfError | Freshness::Gone, _) => Seen::Nothing,
-            _ if entry.fingerprint.as_deref() != fingerprint => Seen::Conflict,
+            _ if entry.fingerprint() != fingerprint => Seen::Conflict,
             _ if no_cache => Seen::Nothing,
             (Freshness::Fresh, value) => {
                 asked.hit();

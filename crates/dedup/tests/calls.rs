@@ -448,6 +448,27 @@ async fn a_refresh_that_hangs_does_not_keep_the_key() {
     }
 }
 
+/// Where no task drives it, whoever waits for it is the one to end it.
+#[tokio::test(start_paused = true)]
+async fn a_refresh_by_callers_that_hangs_ends_with_those_who_have_waited_for_it() {
+    let replay = Replay::ttl(SECOND).stale_while_revalidate(SECOND).refresh_by_callers();
+    let (dedup, inner) = (Dedup::new(replay), Inner::default());
+    let mut call = ask(&dedup, &inner, "k");
+    assert_pending!(call.poll());
+    inner.answer(0, "old");
+    assert!(assert_ready!(call.poll()).is_ok());
+    advance(SECOND).await;
+    assert_eq!(assert_ready!(ask(&dedup, &inner, "k").poll()).unwrap(), "old");
+    advance(SECOND).await;
+    let mut waits = ask(&dedup, &inner, "k");
+    assert_pending!(waits.poll());
+    assert_eq!((inner.calls(), inner.is_dropped(1)), (2, false));
+    drop(waits);
+    assert!(inner.is_dropped(1));
+    assert_pending!(ask(&dedup, &inner, "k").poll());
+    assert_eq!(inner.calls(), 3);
+}
+
 /// Time is the real one, and every answer stale at once.
 #[test]
 fn callers_fetch_the_new_answer_where_no_runtime_does() {

@@ -65,7 +65,9 @@ fn everything_that_is_told_counts() {
 #[test]
 fn what_is_not_told_does_not() {
     let plain = of(&request("GET", "/a", &[], ""));
-    assert_eq!(of(&request("GET", "/a", &[("user-agent", "x")], "")), plain);
+    for name in ["user-agent", "authorization", "cookie", "accept-language", "prefer"] {
+        assert_eq!(of(&request("GET", "/a", &[(name, "x")], "")), plain, "{name}");
+    }
     let json = |kind, body: &str| of(&request("POST", "/a", &[("content-type", kind)], body));
     let spaced = json("application/json; charset=utf-8", "{\"a\" :1}");
     assert_eq!(json("Application/JSON", "{\"a\":1}"), spaced);
@@ -89,6 +91,7 @@ fn some_requests_have_no_key() {
         request("GET", "/a", &[("cache-control", "no-store")], ""),
         request("GET", "/a", &[("range", "bytes=0-1")], ""),
         request("GET", "/a", &[("if-none-match", "\"x\"")], ""),
+        request("GET", "/a", &[("last-event-id", "41")], ""),
         request("POST", "/a", &[JSON], "{"),
         request("POST", "/a", &[JSON], deep),
         request("POST", "/a", &[JSON], vec![b'"', 0xff, b'"']),
@@ -108,7 +111,9 @@ fn one_that_wants_a_new_answer_says_so() {
     for control in ["no-cache", "max-age=0"] {
         assert_eq!(of(&request("GET", "/a", &[("cache-control", control)], "")), Some(plain.no_cache()));
     }
-    assert_eq!(of(&request("GET", "/a", &[("cache-control", "max-age=1")], "")), Some(plain));
+    for control in ["max-age=1", "min-fresh=1", "max-stale", "only-if-cached"] {
+        assert_eq!(of(&request("GET", "/a", &[("cache-control", control)], "")), Some(plain), "{control}");
+    }
 }
 
 /// A request, by what it is made of.

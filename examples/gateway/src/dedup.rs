@@ -1,8 +1,8 @@
 //! Which requests are not sent twice, and which answers are given again.
 //!
 //! One table for all models and workers. A request is the same as another if method, path and body say the same, and the
-//! same tenant asks; and whether other models may answer. Workers share calls, too: whoever is polled drives one, wherever its sockets and timers are, which is
-//! why a worker's runtime goes on until all workers have served.
+//! same tenant asks; and whether other models may answer. Workers share calls, too: whoever is polled drives one, wherever
+//! its sockets and timers are, which is why a worker's runtime goes on until all workers have served.
 
 use std::{
     borrow::Cow,
@@ -17,7 +17,7 @@ use bartizan_core::{Ending, Guard, GuardedBody, sse::Decoder};
 use bartizan_dedup::{Frames, Key, Recording, Replay, RequestKey, Served};
 use bartizan_provider::{Tenant, UsageReport};
 use bytes::Bytes;
-use http::{Request, Response, StatusCode, header::CONTENT_TYPE};
+use http::{HeaderMap, Request, Response, StatusCode, header::CONTENT_TYPE};
 use http_body::Body;
 use serde::{Deserialize, de::IgnoredAny};
 use serde_json::{Value, json};
@@ -40,6 +40,20 @@ pub(crate) struct Dedup {
 
 /// As much as a provider reads of an answer that is not streamed, so that nobody who reads one slowly lags behind.
 const MAX_ANSWER: usize = 64 << 20;
+
+/// What a model reads in the order in which it is written, or writes in it: JSON schemas, of OpenAI, vLLM, SGLang, llama.cpp
+/// and Ollama, and what templates put into a prompt.
+const IN_ORDER: [&str; 9] = [
+    "response_format",
+    "tools",
+    "functions",
+    "structured_outputs",
+    "guided_json",
+    "json_schema",
+    "format",
+    "chat_template_kwargs",
+    "documents",
+];
 
 impl Dedup {
     /// `None` if no model wants it.
@@ -71,7 +85,9 @@ impl Dedup {
 
     /// Sends on to `inner` what nobody asks already.
     pub(crate) fn around(&self, inner: Ask) -> Ask {
-        let key = RequestKey::scoped_by(tenant as fn(&Request<Bytes>) -> Option<&str>).header(FALLBACK);
+        let key = RequestKey::scoped_by(tenant as fn(&Request<Bytes>) -> Option<&str>)
+            .header(FALLBACK)
+            .in_order(IN_ORDER);
         let models = self.models.clone();
         let layer = self.handle.layer(move |request: &Request<Bytes>| {
             models.contains(facts(request).model()).then(|| key.of(request)).flatten()
@@ -88,6 +104,7 @@ impl Dedup {
             "stale": stats.stale,
             "collapsed": stats.collapsed,
             "misses": stats.misses,
+            "refreshes": stats.refreshes,
             "bypassed": stats.bypassed,
             "hit_rate": stats.hit_rate(),
             "saved_tokens": self.saved_tokens.load(Relaxed),
@@ -115,13 +132,25 @@ fn tenant(request: &Request<Bytes>) -> Option<&str> {
 }
 
 /// Counts what a shared answer would have cost, as far as it has told by its end.
-fn count_savings<B>(response: Response<B>, saved: &Arc<AtomicU64>) -> Response<GuardedBody<B, Option<Saving>>>
+fn count_savings<B>(
+    mut response: Response<B>,
+    saved: &Arc<AtomicU64>,
+) -> Response<GuardedBody<B, Option<Saving>>>
 where
     B: Body<Data = Bytes>,
 {
+    if let Some(Served::Hit { .. } | Served::Stale { .. }) = response.extensions().get() {
+        forget_limits(response.headers_mut());
+    }
     let report = response.extensions().get().filter(|_| is_shared(&response)).cloned();
     let saving = report.map(|report| Saving { report, saved: saved.clone() });
     response.map(|body| GuardedBody::new(body, saving))
+}
+
+/// What the upstream had left when it answered is not what it has now.
+fn forget_limits(headers: &mut HeaderMap) {
+    let told: Vec<_> = headers.keys().filter(|name| name.as_str().contains("ratelimit-")).cloned().collect();
+    told.iter().for_each(|name| _ = headers.remove(name));
 }
 
 /// Counts when it is dropped: whoever goes before the end of an answer was spared a call, too.

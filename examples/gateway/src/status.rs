@@ -126,6 +126,11 @@ const LAYERS: &[Layer] = &[
         fields: &[
             counter("hits", "gateway_dedup_hits_total", "Requests that were answered with what was kept."),
             counter("collapsed", "gateway_dedup_collapsed_total", "Requests that joined one under way."),
+            counter(
+                "refreshes",
+                "gateway_dedup_refreshes_total",
+                "Calls for a new answer in place of a stale one.",
+            ),
             counter("misses", "gateway_dedup_misses_total", "Requests that had to be sent."),
             counter("stale", "gateway_dedup_stale_total", "Answers that were given though stale."),
             counter(

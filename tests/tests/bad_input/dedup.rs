@@ -329,6 +329,20 @@ async fn keys_of_one_tenant_share_and_others_do_not() {
     front.stop().await;
 }
 
+/// What an upstream had left then would slow its clients down now.
+#[tokio::test]
+async fn answers_that_are_given_again_tell_no_old_limits() {
+    let front = Front::start(KEPT).await;
+    let [left, request] = ["x-ratelimit-remaining-requests", "x-request-id"];
+    front.mock.script(Script::new().header(left, "0").header(request, "req-7"));
+    for told in [Some("0"), None] {
+        let answer = front.ask("", GOOD).await;
+        assert_eq!((answer.status, answer.header(left)), (200, told));
+        assert_eq!(answer.header(request), Some("req-7"), "it is that one's answer");
+    }
+    front.stop().await;
+}
+
 #[tokio::test]
 async fn what_is_asked_is_compared_to_the_last_field() {
     let front = Front::start(KEPT).await;
@@ -355,6 +369,30 @@ async fn what_is_asked_is_compared_to_the_last_field() {
         assert_eq!(front.ask("", &other).await.header("cache-status"), MISS, "{other}");
     }
     assert_eq!(front.mock.calls(), 7);
+    front.stop().await;
+}
+
+/// A model that is given a schema writes what comes first in it first.
+#[tokio::test]
+async fn schemas_are_compared_in_their_order() {
+    let front = Front::start(KEPT).await;
+    let (asked, turned) = (r#"{"why":{"type":"string"},"n":{}}"#, r#"{"n":{},"why":{"type":"string"}}"#);
+    let member =
+        |name, schema: &str| GOOD.replace("{\"model\"", &format!("{{\"{name}\":[{schema}],\"model\""));
+    for (name, counts) in [
+        ("response_format", true),
+        ("tools", true),
+        ("functions", true),
+        ("guided_json", true),
+        ("json_schema", true),
+        ("metadata", false),
+    ] {
+        assert_eq!(front.ask("", &member(name, asked)).await.header("cache-status"), MISS);
+        let again = front.ask("", &member(name, &asked.replace(',', " , "))).await;
+        assert_ne!(again.header("cache-status"), MISS, "{name}");
+        let other = front.ask("", &member(name, turned)).await;
+        assert_eq!(other.header("cache-status") == MISS, counts, "{name}");
+    }
     front.stop().await;
 }
 
@@ -562,11 +600,13 @@ async fn stale_answers() {
     let front = Front::start(&format!("{short}\nstale_if_error_ms = 3_600_000")).await;
     let first = front.ask("", GOOD).await;
     tokio::time::sleep(Duration::from_millis(2)).await;
-    front.mock.script_always(Script::new().status(503));
-    let stale = front.ask("", GOOD).await;
-    assert_eq!((stale.status, &stale.body), (200, &first.body));
-    assert_eq!(stale.header("cache-status"), Some("bartizan; hit; ttl=-0"));
-    assert_eq!((front.mock.calls(), &front.told().await["stale"]), (2, &json!(1)));
+    for (status, count) in [(503, 1), (429, 2), (529, 3)] {
+        front.mock.script_always(Script::new().status(status));
+        let stale = front.ask("", GOOD).await;
+        assert_eq!((stale.status, &stale.body), (200, &first.body));
+        assert_eq!(stale.header("cache-status"), Some("bartizan; hit; ttl=-0"));
+        assert_eq!((front.mock.calls(), &front.told().await["stale"]), (1 + count, &json!(count)));
+    }
     front.mock.script_always(Script::new().status(401));
     assert_eq!(front.ask("", GOOD).await.status, 401, "what is the gateway's own fault is told");
     front.stop().await;

@@ -23,7 +23,7 @@ impl CacheControl {
     pub(super) fn of(headers: &HeaderMap) -> Self {
         let mut all = Self::default();
         let (mut shared, mut any) = (None, None);
-        for directive in values(headers, &CACHE_CONTROL).flat_map(|value| value.split(',')) {
+        let mut read = |directive: &str| {
             let (name, value) = directive.split_once('=').unwrap_or((directive, ""));
             let value = value.trim().trim_matches('"');
             match name.trim().to_ascii_lowercase().as_str() {
@@ -32,33 +32,63 @@ impl CacheControl {
                 "private" => all.private = true,
                 "must-revalidate" | "proxy-revalidate" => all.must_revalidate = true,
                 // It means that, too.
-                "s-maxage" => (shared, all.must_revalidate) = (Some(seconds(value)), true),
-                "max-age" => any = Some(seconds(value)),
+                "s-maxage" => (shared, all.must_revalidate) = (least(shared, seconds(value)), true),
+                "max-age" => any = least(any, seconds(value)),
                 _ => {}
             }
-        }
+        };
+        let mut fields = headers.get_all(CACHE_CONTROL).iter();
+        let is_clear = fields.all(|field| field.to_str().is_ok_and(|field| directives(field, &mut read)));
         // From before there was Cache-Control.
         let has_any = headers.contains_key(CACHE_CONTROL);
         all.no_cache |= !has_any && values(headers, &PRAGMA).any(|value| value.contains("no-cache"));
         all.max_age = shared.or(any);
         // What cannot be read may forbid anything.
-        all.no_store |= headers.get_all(CACHE_CONTROL).iter().any(|value| value.to_str().is_err());
+        all.no_store |= !is_clear;
         all
     }
+}
+
+/// Has `read` what stands between commas, of which those in quotes are none. False if there is a quote that does not end.
+fn directives(field: &str, read: &mut impl FnMut(&str)) -> bool {
+    let (mut quoted, mut escaped) = (false, false);
+    let ends = |letter: char| {
+        match letter {
+            _ if escaped => escaped = false,
+            '\\' if quoted => escaped = true,
+            '"' => quoted = !quoted,
+            _ => {}
+        }
+        letter == ',' && !quoted
+    };
+    field.split(ends).for_each(read);
+    !quoted
+}
+
+/// Of times that contradict each other.
+fn least(one: Option<Duration>, other: Duration) -> Option<Duration> {
+    Some(one.map_or(other, |one| one.min(other)))
 }
 
 /// How long a response is fresh where `Cache-Control` gives no time: from its `Date`, or else from now, to what `Expires`
 /// says. What is no date has passed.
 pub(super) fn expires(headers: &HeaderMap) -> Option<Duration> {
-    let date = |value: &str| httpdate::parse_http_date(value).ok();
     let expires = headers.get(EXPIRES)?.to_str().ok().and_then(date);
     let from = values(headers, &DATE).next().and_then(date).unwrap_or_else(SystemTime::now);
     Some(expires.and_then(|expires| expires.duration_since(from).ok()).unwrap_or_default())
 }
 
-/// How old a response was when it came.
+/// How old a response is that comes now: as old as those say who had it, and as its `Date` does by the clock on the wall. In
+/// whole seconds, as the date.
 pub(super) fn age(headers: &HeaderMap) -> Duration {
-    values(headers, &AGE).next().map_or(Duration::ZERO, seconds)
+    let told = values(headers, &AGE).next().map_or(Duration::ZERO, seconds);
+    let date = values(headers, &DATE).next().and_then(date);
+    let since = date.and_then(|date| SystemTime::now().duration_since(date).ok()).unwrap_or_default();
+    told.max(Duration::from_secs(since.as_secs()))
+}
+
+fn date(value: &str) -> Option<SystemTime> {
+    httpdate::parse_http_date(value).ok()
 }
 
 /// What is no number of seconds is no time at all, which is how stale a recipient should take it.
@@ -144,11 +174,50 @@ mod tests {
     }
 
     #[test]
+    fn of_several_times_the_least_counts() {
+        let max_age = |fields: &[&'static str]| {
+            let fields: Vec<_> = fields.iter().map(|field| (CACHE_CONTROL, *field)).collect();
+            of(&fields).max_age.map(|age| age.as_secs())
+        };
+        assert_eq!(max_age(&["max-age=60, max-age=10", "max-age=30"]), Some(10));
+        assert_eq!(max_age(&["s-maxage=60, max-age=10", "s-maxage=30"]), Some(30));
+    }
+
+    #[test]
+    fn what_is_quoted_is_no_directive() {
+        let none = CacheControl::default();
+        assert_eq!(of(&[(CACHE_CONTROL, r#"by="no-store, private""#)]), none);
+        assert_eq!(of(&[(CACHE_CONTROL, r#"by="a\", no-store, \\", to="private,""#)]), none);
+        assert!(of(&[(CACHE_CONTROL, r#"by="a\\", private"#)]).private);
+        assert!(of(&[(CACHE_CONTROL, r#"private="set-cookie, x", max-age=60"#)]).private);
+        assert_eq!(of(&[(CACHE_CONTROL, ",,max-age=60,")]).max_age, Some(Duration::from_secs(60)));
+    }
+
+    #[test]
     fn what_cannot_be_read_forbids() {
+        assert!(of(&[(CACHE_CONTROL, r#"by="a, public"#)]).no_store, "a quote that does not end");
+        assert!(of(&[(CACHE_CONTROL, r#"by="a, public"#), (CACHE_CONTROL, "public")]).no_store);
         let mut headers = HeaderMap::new();
         headers.append(CACHE_CONTROL, HeaderValue::from_static("max-age=60"));
         headers.append(CACHE_CONTROL, HeaderValue::from_bytes(b"private, by=\"Zo\xeb\"").unwrap());
         assert!(CacheControl::of(&headers).no_store);
+    }
+
+    #[test]
+    fn an_answer_is_as_old_as_the_oldest_says() {
+        let old = |fields: &[(HeaderName, String)]| {
+            let fields = fields.iter().map(|(name, value)| (name.clone(), value.parse().unwrap()));
+            age(&fields.collect()).as_secs()
+        };
+        let ago = |seconds| httpdate::fmt_http_date(SystemTime::now() - Duration::from_secs(seconds));
+        let to_come = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(60));
+        assert_eq!(old(&[]), 0);
+        assert_eq!(old(&[(AGE, "7".into())]), 7);
+        assert!((100..110).contains(&old(&[(DATE, ago(100))])));
+        assert!((100..110).contains(&old(&[(DATE, ago(100)), (AGE, "7".into())])));
+        assert_eq!(old(&[(DATE, ago(100)), (AGE, "700".into())]), 700);
+        assert_eq!(old(&[(DATE, to_come), (AGE, "7".into())]), 7);
+        assert_eq!(old(&[(DATE, "today".into())]), 0);
     }
 
     #[test]

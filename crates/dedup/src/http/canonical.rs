@@ -1,9 +1,11 @@
 //! One form for all JSON texts that say the same.
 //!
 //! A single pass writes a text's tokens without white space, strings without escapes, and puts the members of an object in
-//! order where they are not. A string ends with a byte that UTF-8 does not have, so the form can be read back, and two
-//! texts have the same one only if they say the same. Numbers stay as they are written, and members of the same name in
-//! the order in which they came: readers differ about both.
+//! order where they are not, unless their own order says something. A string ends with a byte that UTF-8 does not have, so
+//! the form can be read back, and two texts have the same one only if they say the same. Numbers stay as they are written,
+//! and members of the same name in the order in which they came: readers differ about both.
+
+use std::ops::Range;
 
 #[cfg(all(test, not(loom)))]
 mod tests;
@@ -48,6 +50,29 @@ impl Scratch {
     }
 }
 
+/// What is said of members of the outermost object, by their names as they stand in the output.
+#[derive(Clone, Debug)]
+pub(super) struct Exceptions {
+    left_out: Vec<Vec<u8>>,
+    in_order: Vec<Vec<u8>>,
+}
+
+impl Exceptions {
+    pub(super) const fn new() -> Self {
+        Self { left_out: Vec::new(), in_order: Vec::new() }
+    }
+
+    /// It says nothing.
+    pub(super) fn leave_out(&mut self, name: &str) {
+        self.left_out.push(string(name));
+    }
+
+    /// In what is inside of it order says something.
+    pub(super) fn in_order(&mut self, name: &str) {
+        self.in_order.push(string(name));
+    }
+}
+
 /// How deep arrays and objects may stand in each other: as deep as serde_json takes them.
 const MAX_DEPTH: usize = 128;
 
@@ -60,21 +85,21 @@ const STRING: u8 = b'"';
 /// No byte of UTF-8, nor of what a lone surrogate becomes.
 const STRING_END: u8 = 0xff;
 
-/// The form of `text`, without the members of the outermost object that are `left_out`, named as [`string`] writes them.
+/// The form of `text`.
 ///
 /// `None` if it is no JSON, no UTF-8, or nested too deep.
-pub(super) fn of<'s>(text: &[u8], left_out: &[Vec<u8>], scratch: &'s mut Scratch) -> Option<&'s [u8]> {
+pub(super) fn of<'s>(text: &[u8], exceptions: &Exceptions, scratch: &'s mut Scratch) -> Option<&'s [u8]> {
     std::str::from_utf8(text).ok()?;
     scratch.out.begin(text.len());
     scratch.members.clear();
-    let mut writer = Writer { text, at: 0, scratch };
-    writer.value(left_out, MAX_DEPTH)?;
+    let mut writer = Writer { text, at: 0, in_order: false, scratch };
+    writer.value(Some(exceptions), MAX_DEPTH)?;
     writer.skip_space();
     (writer.at == text.len()).then(|| scratch.out.written())
 }
 
 /// The form of a string.
-pub(super) fn string(text: &str) -> Vec<u8> {
+fn string(text: &str) -> Vec<u8> {
     [&[STRING], text.as_bytes(), &[STRING_END]].concat()
 }
 
@@ -116,14 +141,17 @@ impl Out {
 struct Writer<'t, 's> {
     text: &'t [u8],
     at: usize,
+    /// Members stay in the order in which they come.
+    in_order: bool,
     scratch: &'s mut Scratch,
 }
 
 impl Writer<'_, '_> {
-    fn value(&mut self, left_out: &[Vec<u8>], depth: usize) -> Option<()> {
+    /// `top`: what is said of the members, if this is the outermost value.
+    fn value(&mut self, top: Option<&Exceptions>, depth: usize) -> Option<()> {
         self.skip_space();
         match self.peek()? {
-            b'{' => self.object(left_out, depth.checked_sub(1)?),
+            b'{' => self.object(top, depth.checked_sub(1)?),
             b'[' => self.array(depth.checked_sub(1)?),
             b'"' => self.string(),
             b't' => self.word(b"true"),
@@ -133,11 +161,11 @@ impl Writer<'_, '_> {
         }
     }
 
-    fn object(&mut self, left_out: &[Vec<u8>], depth: usize) -> Option<()> {
+    fn object(&mut self, top: Option<&Exceptions>, depth: usize) -> Option<()> {
         self.take(b'{')?;
         let begin = self.scratch.out.end;
         let first = self.scratch.members.len();
-        let mut in_order = true;
+        let mut is_sorted = true;
         self.skip_space();
         while self.peek()? != b'}' {
             let start = self.scratch.out.end;
@@ -145,23 +173,33 @@ impl Writer<'_, '_> {
             let name_end = self.scratch.out.end;
             self.skip_space();
             self.pass(b':')?;
-            self.value(&[], depth)?;
+            let is_left_out = top.is_some_and(|top| self.heeds(top, start..name_end));
+            self.value(None, depth)?;
             let Scratch { out, members, .. } = &mut *self.scratch;
             let name = |start, end| &out.buffer[start..end];
-            if left_out.iter().any(|it| it == name(start, name_end)) {
+            if is_left_out {
                 out.end = start;
             } else {
                 let last = members[first..].last();
-                in_order &= last.is_none_or(|last| name(last.start, last.name_end) <= name(start, name_end));
+                is_sorted &= last.is_none_or(|last| name(last.start, last.name_end) <= name(start, name_end));
                 members.push(Member { start, name_end, end: out.end });
             }
             self.next(b'}')?;
         }
-        if !in_order {
+        // Order says nothing at the top.
+        if !is_sorted && (top.is_some() || !self.in_order) {
             self.sort(begin, first);
         }
         self.scratch.members.truncate(first);
         self.take(b'}')
+    }
+
+    /// Minds the order in the member whose name stands there in the output, if it is said to; whether it is left out.
+    fn heeds(&mut self, exceptions: &Exceptions, name: Range<usize>) -> bool {
+        let name = &self.scratch.out.buffer[name];
+        let is_in = |names: &[Vec<u8>]| names.iter().any(|it| it == name);
+        self.in_order = is_in(&exceptions.in_order);
+        is_in(&exceptions.left_out)
     }
 
     /// Puts the members of an object that begins at `begin` in order. Theirs are those from `first`.
@@ -180,7 +218,7 @@ impl Writer<'_, '_> {
         self.take(b'[')?;
         self.skip_space();
         while self.peek()? != b']' {
-            self.value(&[], depth)?;
+            self.value(None, depth)?;
             // Two numbers would run together.
             self.scratch.out.push(b',');
             self.next(b']')?;

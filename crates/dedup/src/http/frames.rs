@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use bartizan_core::BoxError;
+use bartizan_core::{BoxError, headers};
 use bytes::Bytes;
 use http::{
     Extensions, HeaderMap, HeaderName, HeaderValue, Response, StatusCode,
@@ -16,8 +16,9 @@ use http_body::Body;
 
 use super::{
     cache_control::{self, CacheControl},
+    grpc::{self, Outcome},
     playback::{Playback, Rest},
-    reel::{Reader, Reel},
+    reel::{self, Reader, Reel},
 };
 use crate::{Dedup, Limits, Replay, Served, Share, Ticket, Verdict};
 
@@ -25,18 +26,27 @@ use crate::{Dedup, Limits, Replay, Served, Share, Ticket, Verdict};
 ///
 /// Whoever reads drives the body, and the fastest reader sets the pace. Of a body, as much as
 /// [`max_body`](Self::max_body) is held: one that is longer goes on for those who have it, but is joined by nobody and not
-/// kept, and a reader who falls behind by more than that fails with [`Lagged`](bartizan_core::RejectionKind::Lagged).
+/// kept, and a reader who falls behind by more than that fails with [`Lagged`](bartizan_core::RejectionKind::Lagged). One
+/// that is known from the first to be longer is for the caller whose request it answers.
 ///
 /// Where `Content-Length` says how long a body is, it ends with its last byte, and trailers after that are not read. One that
-/// is shorter or longer fails, and is not kept.
+/// is shorter or longer fails, and is not kept. One that is empty at once, as in the answer to `HEAD`, is whole whatever
+/// `Content-Length` says.
 ///
 /// A complete response with a status of success may be kept, for as long as its `Cache-Control` allows, or its `Expires`
-/// where that gives no time. One that says `must-revalidate`, `proxy-revalidate` or `s-maxage` is not served stale.
+/// where that gives no time. That counts from when it was made, as its `Age` or `Date` says, and so does the `Age` of hits;
+/// the time its body takes is part of it. One that says `must-revalidate`, `proxy-revalidate` or `s-maxage` is not served stale.
 ///
 /// One that says `private` or `no-store`, or something that cannot be read, sets a cookie, varies with what is not in the
 /// key (see [`keyed_by`](Self::keyed_by)), or is one of 1xx, 206 and 304, is for the caller whose request it answers; others
-/// who waited make calls of their own. 500, 502, 503 and 504 are failures, for which a stale answer may stand in whatever
-/// else they say.
+/// who waited make calls of their own. 408, 425, 429 and all of 5xx but 501 and 505 are failures: a stale answer may stand in
+/// for them whatever else they say, and they take the place of none.
+///
+/// What is kept counts as the bytes of its frames and of its headers, with some 200 for each header and 64 for each frame. Of
+/// data that is a slice of a larger buffer the slice is counted, though all of the buffer is kept; extensions count nothing.
+///
+/// Where there is a `grpc-status` other than 0, in the head or in the trailers, nothing is kept. One in the head is a failure,
+/// but for those that tell the caller that he has asked for what he cannot have: 3, 5, 6, 7, 9, 11, 12 and 16.
 #[derive(Clone, Copy, Debug)]
 pub struct Frames {
     max_body: usize,
@@ -126,6 +136,8 @@ impl<K: Eq> Dedup<K, Recording, Frames> {
 /// What is kept of an HTTP response: its head, and its body as far as it has come.
 pub struct Recording {
     head: Parts,
+    /// How old it was when it came.
+    age: Duration,
     reel: Arc<Reel>,
     /// The headers with a place for each that a hit adds, so that a clone of them does not grow.
     kept: OnceLock<HeaderMap>,
@@ -152,6 +164,11 @@ impl Recording {
         self.reel.data()
     }
 
+    /// What came after the body's data. All of it where [`Replay::cache_when`] asks.
+    pub fn trailers(&self) -> Option<HeaderMap> {
+        self.reel.trailers()
+    }
+
     fn play<B>(&self, ticket: Ticket<Self>, marks: bool) -> Response<Playback<B>> {
         let served = ticket.served();
         let mut response = Response::new(Playback::shared(Reader::new(self.reel.clone(), ticket)));
@@ -162,7 +179,7 @@ impl Recording {
         *response.headers_mut() = match served {
             Served::Hit { age, .. } | Served::Stale { age, .. } => {
                 let mut kept = self.kept.get_or_init(|| with_places(headers)).clone();
-                let age = age.saturating_add(cache_control::age(headers));
+                let age = age.saturating_add(self.age).saturating_add(self.reel.took());
                 kept.insert(AGE, number(age.as_secs()));
                 kept
             }
@@ -171,6 +188,12 @@ impl Recording {
         tell(&mut response, served, headers.contains_key(CACHE_STATUS), marks);
         response
     }
+}
+
+/// What is kept of a response weighs so much without its body.
+fn weight(headers: &HeaderMap) -> usize {
+    // Their table is there twice once they were given again.
+    size_of::<Recording>() + size_of::<Reel>() + reel::weight(headers) + headers.len() * reel::FIELD
 }
 
 /// As they are, with something in the place of each header that a hit adds.
@@ -201,8 +224,8 @@ where
         let (head, body) = response.into_parts();
         let length = head.headers.get(CONTENT_LENGTH);
         let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
-        let reel = Arc::new(Reel::new(body, length, self.max_body));
-        Recording { head, reel, kept: OnceLock::new() }
+        let reel = Arc::new(Reel::new(body, length, self.max_body, weight(&head.headers)));
+        Recording { age: cache_control::age(&head.headers), head, reel, kept: OnceLock::new() }
     }
 
     fn complete(&self, recording: &Recording) -> Option<usize> {
@@ -218,19 +241,22 @@ where
             || control.no_store
             || self.varies(headers)
             || partial
+            || recording.reel.is_too_long()
             || headers.contains_key(SET_COOKIE);
         let longest = match control.max_age.or_else(|| cache_control::expires(headers)) {
             _ if control.no_cache && !self.keeps_no_cache => Some(Duration::ZERO),
-            most => most.map(|most| most.saturating_sub(cache_control::age(headers))),
+            most => most.map(|most| most.saturating_sub(recording.age)),
         };
         let limits = longest.map_or(Limits::none(), |longest| Limits::none().fresh_for(longest));
         let limits = if control.must_revalidate { limits.never_stale() } else { limits };
-        match (status.as_u16(), private) {
-            (500 | 502 | 503 | 504, false) => Verdict::Failure,
-            (500 | 502 | 503 | 504, true) => Verdict::PrivateFailure,
-            (_, true) => Verdict::Private,
-            (200..=299, false) => Verdict::Keep(limits),
-            (_, false) => Verdict::Share(limits),
+        let call = grpc::outcome(headers).unwrap_or(Outcome::Good);
+        match (is_failure(status) || call == Outcome::Failure, private) {
+            (true, false) => Verdict::Failure,
+            (true, true) => Verdict::PrivateFailure,
+            (false, true) => Verdict::Private,
+            (false, false) if call == Outcome::Refusal => Verdict::Share(limits.fresh_for(Duration::ZERO)),
+            (false, false) if status.is_success() => Verdict::Keep(limits),
+            (false, false) => Verdict::Share(limits),
         }
     }
 
@@ -252,6 +278,12 @@ where
     fn rest(&self, recording: &Recording, ticket: Ticket<Recording>) -> Rest {
         Rest::new(Reader::new(recording.reel.clone(), ticket))
     }
+}
+
+/// Whether the same request may be answered with something better: not if the server cannot do what it asks at all.
+fn is_failure(status: StatusCode) -> bool {
+    let never = matches!(status, StatusCode::NOT_IMPLEMENTED | StatusCode::HTTP_VERSION_NOT_SUPPORTED);
+    headers::is_transient(status) || status.is_server_error() && !never
 }
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");

@@ -4,16 +4,21 @@ use std::{
     collections::VecDeque,
     mem,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bartizan_core::{BoxError, Rejected, RejectionKind};
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
+use tokio::time::Instant;
 
-use super::Recording;
+use super::{
+    Recording,
+    grpc::{self, Outcome},
+};
 use crate::{
     NAME, SharedError, Ticket,
     relay::{Place, Relay, Results, Yield},
@@ -22,6 +27,9 @@ use crate::{
 /// A body, its frames so far, and who waits for the next one. It ends with the last who has it.
 pub(super) struct Reel {
     relay: Relay<Source, Film>,
+    began: Instant,
+    /// How long it took, once all of it was there.
+    took: OnceLock<Duration>,
 }
 
 type Source = Pin<Box<dyn Body<Data = Bytes, Error = BoxError> + Send>>;
@@ -31,11 +39,18 @@ struct Film {
     pieces: VecDeque<Piece>,
     /// How many pieces were dropped because they were too many.
     dropped: usize,
+    /// Those that are to be: whoever has added a piece takes them along, since data may be of a kind of its own, and its end is
+    /// not for where a lock is held.
+    outdated: Vec<Piece>,
     /// What the pieces weigh that are there, and how much they may.
     weight: usize,
     most: usize,
+    /// What the head weighs, which is kept with it.
+    head: usize,
     /// It was too long to be kept whole.
     overflowed: bool,
+    /// Its trailers say that the call has failed.
+    failed: bool,
     /// The bytes of all pieces that ever came.
     bytes: u64,
     /// How many bytes are to come, where the head says so.
@@ -97,7 +112,10 @@ impl Results for Film {
             }
             Some(Ok(frame)) => match frame.into_data().map_err(Frame::into_trailers) {
                 Ok(data) => Piece::Data(data),
-                Err(Ok(trailers)) => Piece::Trailers(Box::new(trailers)),
+                Err(Ok(trailers)) => {
+                    self.failed |= grpc::outcome(&trailers).is_some_and(|outcome| outcome != Outcome::Good);
+                    Piece::Trailers(Box::new(trailers))
+                }
                 // There is no third kind; should there be one, it is not known how to share it.
                 Err(Err(_)) => return true,
             },
@@ -131,22 +149,34 @@ impl Film {
             let piece = self.pieces.pop_front().expect("there is more than one");
             self.weight -= piece.weight();
             self.dropped += 1;
+            self.outdated.push(piece);
         }
     }
 
     /// What a reader gets who has got `at` pieces; `None` if he has to wait.
-    fn take(&self, at: usize) -> Option<Taken> {
+    fn take(&mut self, at: usize) -> Option<Taken> {
         let Some(index) = at.checked_sub(self.dropped) else { return Some(Taken::Lagged) };
         if let Some(piece) = self.pieces.get(index) {
             let is_last = matches!(self.end, Some(End::Complete)) && index + 1 == self.pieces.len();
-            let size = (is_last && !self.overflowed).then_some(self.weight);
-            return Some(Taken::Piece { piece: piece.clone(), is_last, size, overflowed: self.overflowed });
+            let (size, is_lost) = (self.size().filter(|_| is_last), self.is_lost());
+            let (piece, outdated) = (piece.clone(), mem::take(&mut self.outdated));
+            return Some(Taken::Piece { piece, is_last, size, is_lost, outdated });
         }
         match self.end.as_ref()? {
-            End::Complete => Some(Taken::End { size: (!self.overflowed).then_some(self.weight) }),
+            End::Complete => Some(Taken::End { size: self.size() }),
             End::Failed(error) => Some(Taken::Failed(error.clone())),
             End::Panicked => Some(Taken::Panicked),
         }
+    }
+
+    /// Whether it will not be kept whatever comes.
+    const fn is_lost(&self) -> bool {
+        self.overflowed || self.failed
+    }
+
+    /// What it weighs with its head, if all of it is there and may be kept.
+    fn size(&self) -> Option<usize> {
+        (matches!(self.end, Some(End::Complete)) && !self.is_lost()).then_some(self.head + self.weight)
     }
 }
 
@@ -157,7 +187,8 @@ enum Taken {
         piece: Piece,
         is_last: bool,
         size: Option<usize>,
-        overflowed: bool,
+        is_lost: bool,
+        outdated: Vec<Piece>,
     },
     End {
         size: Option<usize>,
@@ -179,9 +210,7 @@ impl Piece {
         PIECE
             + match self {
                 Self::Data(data) => data.len(),
-                Self::Trailers(trailers) => {
-                    trailers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum()
-                }
+                Self::Trailers(trailers) => weight(trailers),
             }
     }
 
@@ -193,9 +222,17 @@ impl Piece {
     }
 }
 
+/// What headers weigh: their letters, and where they stand.
+pub(super) fn weight(headers: &HeaderMap) -> usize {
+    headers.iter().map(|(name, value)| FIELD + name.as_str().len() + value.len()).sum()
+}
+
+/// What a header takes beside its letters.
+pub(super) const FIELD: usize = size_of::<(HeaderName, HeaderValue, [usize; 4])>();
+
 impl Reel {
-    /// Of `most` bytes at the most. `length` is how many bytes the head promises.
-    pub(super) fn new<B>(body: B, length: Option<u64>, most: usize) -> Self
+    /// Of `most` bytes at the most. `length` is how many bytes the head promises, which itself weighs `head`.
+    pub(super) fn new<B>(body: B, length: Option<u64>, most: usize, head: usize) -> Self
     where
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
@@ -205,22 +242,37 @@ impl Reel {
         let film = Film {
             pieces: VecDeque::new(),
             dropped: 0,
+            outdated: Vec::new(),
             weight: 0,
             most,
+            head,
             overflowed: false,
+            failed: false,
             bytes: 0,
             left: length,
             hint: if is_over { SizeHint::with_exact(0) } else { body.size_hint() },
             end,
         };
         let source = (!is_over).then(|| Box::pin(Boxed { body }) as Source);
-        Self { relay: Relay::new(source, film) }
+        Self { relay: Relay::new(source, film), began: Instant::now(), took: OnceLock::new() }
     }
 
-    /// What it weighs, if all of it is there.
+    /// How long it took to come, if it is kept.
+    pub(super) fn took(&self) -> Duration {
+        self.took.get().copied().unwrap_or_default()
+    }
+
+    /// What it weighs with its head, if all of it is there and may be kept.
     pub(super) fn complete(&self) -> Option<usize> {
-        self.relay
-            .look(|film| (matches!(film.end, Some(End::Complete)) && !film.overflowed).then_some(film.weight))
+        self.relay.look(Film::size)
+    }
+
+    /// Whether more is to come than is ever held of it.
+    pub(super) fn is_too_long(&self) -> bool {
+        self.relay.look(|film| {
+            let least = film.hint.lower().max(film.left.unwrap_or_default());
+            film.end.is_none() && least > 0 && least.saturating_add(PIECE as u64) > film.most as u64
+        })
     }
 
     /// Whether its first piece is there, or will be.
@@ -235,6 +287,14 @@ impl Reel {
             Piece::Trailers(_) => None,
         };
         self.relay.look(|film| film.pieces.iter().filter_map(data).collect())
+    }
+
+    /// The trailers, if they are there.
+    pub(super) fn trailers(&self) -> Option<HeaderMap> {
+        self.relay.look(|film| match film.pieces.back()? {
+            Piece::Trailers(trailers) => Some(trailers.as_ref().clone()),
+            Piece::Data(_) => None,
+        })
     }
 }
 
@@ -280,14 +340,15 @@ impl Reader {
             },
         ));
         Poll::Ready(match taken {
-            Taken::Piece { piece, is_last, size, overflowed } => {
+            Taken::Piece { piece, is_last, size, is_lost, outdated } => {
                 self.at += 1;
                 self.bytes += piece.bytes() as u64;
-                if overflowed {
+                if is_lost {
                     self.detach();
                 } else if is_last {
                     self.complete(size);
                 }
+                drop(outdated);
                 Some(Ok(piece.into_frame()))
             }
             Taken::End { size } => {
@@ -333,6 +394,7 @@ impl Reader {
 
     fn complete(&mut self, size: Option<usize>) {
         if let (Some(ticket), Some(size)) = (self.ticket.take(), size) {
+            self.reel.took.get_or_init(|| self.reel.began.elapsed());
             ticket.complete(size);
         }
     }

@@ -10,15 +10,16 @@ use http::{
 
 use super::{
     cache_control::CacheControl,
-    canonical::{self, Scratch},
+    canonical::{self, Exceptions, Scratch},
     key::{Key, KeyBuilder},
 };
 use crate::Identity;
 
 /// What an HTTP request is known by: scope, method, URI with its host, chosen headers, body and what kind of body it is.
 ///
-/// JSON bodies of one kind are the same if they say the same: the order of an object's members, white space and escapes do not matter;
-/// every field does, unless it is listed. Numbers are the same if they are written the same.
+/// JSON bodies of one kind are the same if they say the same: the order of an object's members does not matter, but where it
+/// is [said to](Self::in_order), nor do white space and escapes; every field does, unless it is listed. Numbers are the same
+/// if they are written the same.
 ///
 /// ```
 /// use bartizan_dedup::RequestKey;
@@ -43,10 +44,14 @@ use crate::Identity;
 /// ```
 ///
 /// The method counts and none is left out: what must not be made once for many must have no key.
+///
+/// Of the headers, `Content-Type` and `Content-Encoding` count, `Host` where the URI names no host, and else those alone that
+/// are [named](Self::header). Not `Authorization` and not `Cookie`: `scope` must say who may see the answer. Nor `Accept` and
+/// `Accept-Language`: name what the answer depends on.
 pub struct RequestKey<F> {
     scope: F,
     headers: Vec<HeaderName>,
-    left_out: Vec<Vec<u8>>,
+    exceptions: Exceptions,
     max_body: usize,
 }
 
@@ -56,10 +61,10 @@ impl<F> RequestKey<F> {
     where
         F: Fn(&Request<B>) -> Option<&str>,
     {
-        Self { scope, headers: Vec::new(), left_out: Vec::new(), max_body: 1 << 20 }
+        Self { scope, headers: Vec::new(), exceptions: Exceptions::new(), max_body: 1 << 20 }
     }
 
-    /// A header on which the answer depends. None counts by default.
+    /// A header on which the answer depends, beside those that count anyway.
     #[must_use]
     pub fn header(mut self, name: HeaderName) -> Self {
         self.headers.push(name);
@@ -69,7 +74,30 @@ impl<F> RequestKey<F> {
     /// Members of a JSON body, at its top, on which the answer does not depend.
     #[must_use]
     pub fn leave_out<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
-        self.left_out.extend(names.into_iter().map(|name| canonical::string(&name.into())));
+        names.into_iter().for_each(|name| self.exceptions.leave_out(&name.into()));
+        self
+    }
+
+    /// Members of a JSON body, at its top, in which the order of all members counts too. None by default.
+    ///
+    /// For JSON schemas above all: whoever is to answer in the form of one writes its properties in their order, and thinks
+    /// first of what comes first.
+    ///
+    /// ```
+    /// # use bartizan_dedup::RequestKey;
+    /// # use http::Request;
+    /// let key = RequestKey::scoped_by(|_: &Request<&str>| Some("acme")).in_order(["response_format"]);
+    /// let of = |body| {
+    ///     let request = Request::post("/").header("content-type", "application/json").body(body);
+    ///     key.of(&request.unwrap())
+    /// };
+    /// let asked = of(r#"{"model": "m", "response_format": {"why": {}, "answer": {}}}"#);
+    /// assert_eq!(asked, of(r#"{"response_format":{"why":{},"answer":{}},"model":"m"}"#));
+    /// assert_ne!(asked, of(r#"{"response_format":{"answer":{},"why":{}},"model":"m"}"#));
+    /// ```
+    #[must_use]
+    pub fn in_order<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
+        names.into_iter().for_each(|name| self.exceptions.in_order(&name.into()));
         self
     }
 
@@ -82,9 +110,10 @@ impl<F> RequestKey<F> {
 
     /// What this request is known by.
     ///
-    /// `None`, so that it is made by itself, if it has no scope, says `Cache-Control: no-store`, asks for a part (`Range`)
-    /// or sets a condition (`If-Match` and its like), or if its body is too long, is JSON that cannot be read or is
-    /// nested more than 128 deep. One that says `no-cache` or `max-age=0` is not answered with what was kept.
+    /// `None`, so that it is made by itself, if it has no scope, says `Cache-Control: no-store`, asks for a part (`Range`,
+    /// `Last-Event-ID`) or sets a condition (`If-Match` and its like), or if its body is too long, is JSON that cannot be read
+    /// or is nested more than 128 deep. One that says `no-cache` or `max-age=0` is not answered with what was kept. A longer
+    /// `max-age`, `min-fresh`, `max-stale` and `only-if-cached` are not obeyed.
     pub fn of<B>(&self, request: &Request<B>) -> Option<Identity<Key>>
     where
         F: Fn(&Request<B>) -> Option<&str>,
@@ -129,7 +158,7 @@ impl<F> RequestKey<F> {
         };
         SCRATCH.with(|kept| {
             let mut scratch = kept.take();
-            let json = canonical::of(body, &self.left_out, &mut scratch);
+            let json = canonical::of(body, &self.exceptions, &mut scratch);
             let key = json.map(|json| key.part("json").part(kind).part(json));
             if scratch.weight() <= MOST_SCRATCH {
                 kept.set(scratch);
@@ -147,8 +176,16 @@ thread_local! {
 /// What a thread keeps at most, in bytes.
 const MOST_SCRATCH: usize = 256 << 10;
 
-const CONDITIONS: [HeaderName; 6] =
-    [RANGE, IF_RANGE, IF_MATCH, IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_UNMODIFIED_SINCE];
+/// What asks for a part, or sets a condition. An event source that comes back asks for what it has missed.
+const CONDITIONS: [HeaderName; 7] = [
+    RANGE,
+    IF_RANGE,
+    IF_MATCH,
+    IF_NONE_MATCH,
+    IF_MODIFIED_SINCE,
+    IF_UNMODIFIED_SINCE,
+    HeaderName::from_static("last-event-id"),
+];
 
 /// Which kind of JSON the body is, if it is any: nothing for `application/json` as such, or else as it is written.
 fn json(headers: &HeaderMap) -> Option<&[u8]> {
@@ -170,11 +207,11 @@ fn json(headers: &HeaderMap) -> Option<&[u8]> {
 
 impl<F: Clone> Clone for RequestKey<F> {
     fn clone(&self) -> Self {
-        let Self { scope, headers, left_out, max_body } = self;
+        let Self { scope, headers, exceptions, max_body } = self;
         Self {
             scope: scope.clone(),
             headers: headers.clone(),
-            left_out: left_out.clone(),
+            exceptions: exceptions.clone(),
             max_body: *max_body,
         }
     }

@@ -19,7 +19,7 @@ fn hashed(key: u64) -> Hashed<u64> {
 }
 
 fn find(kept: &Kept<u64, u64>, key: u64) -> Option<u64> {
-    let look = |value: &u64, asked: &mut Asked<'_>| {
+    let look = |value: &u64, asked: &mut Asked| {
         asked.hit();
         *value
     };

@@ -1,3 +1,5 @@
+use std::mem;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -48,6 +50,13 @@ fn room_is_made_when_it_is_needed() {
     }
     assert!((0..1_000).all(|key| kept.look(&hashed(key, u64::MAX), |_, _| ()).is_some()));
     assert!(kept.index().0.len() <= 4 * 1_024);
+}
+
+#[cfg(target_pointer_width = "64")]
+#[test]
+fn an_answer_under_a_key_of_64_bytes_takes_two_cache_lines() {
+    type Key = [u64; 8];
+    assert_eq!(size_of::<Place<Key, crate::entry::Entry<Key, ()>>>(), 128);
 }
 
 #[derive(Clone, Debug)]
@@ -142,7 +151,7 @@ proptest! {
                     prop_assert_eq!(plain(left), model.insert(key, value, size, most, bytes));
                 }
                 Op::Ask { key } => {
-                    let look = |value: &u64, asked: &mut Asked<'_>| {
+                    let look = |value: &u64, asked: &mut Asked| {
                         asked.hit();
                         *value
                     };

@@ -50,7 +50,7 @@ pub(super) const DEDUP: &[Key<Dedup>] = &[
         name: "stale_if_error_ms",
         kind: Kind::Integer(MILLISECONDS, |dedup, ms| dedup.stale_if_error = Duration::from_millis(ms)),
         default: "0",
-        doc: "For so long after that an answer is given if the upstream cannot be asked, fails or times out.",
+        doc: "For so long after that an answer is given if the upstream cannot be asked, fails, has too much to do or times out.",
     },
 ];
 

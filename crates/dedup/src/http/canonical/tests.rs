@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 use super::*;
 
 fn form(text: impl AsRef<[u8]>) -> Option<Vec<u8>> {
-    of(text.as_ref(), &[], &mut Scratch::new()).map(ToOwned::to_owned)
+    of(text.as_ref(), &Exceptions::new(), &mut Scratch::new()).map(ToOwned::to_owned)
 }
 
 fn same(one: &str, other: &str) -> bool {
@@ -106,20 +106,95 @@ fn what_is_no_json_has_no_form() {
 fn what_was_written_before_is_no_part_of_a_form() {
     let mut scratch = Scratch::new();
     let text = |letter: &str, length| format!("\"{}\"", letter.repeat(length));
-    of(text("a", 3 * FEW).as_bytes(), &[], &mut scratch).unwrap();
-    let again = of(text("b", 2 * FEW).as_bytes(), &[], &mut scratch).unwrap();
+    of(text("a", 3 * FEW).as_bytes(), &Exceptions::new(), &mut scratch).unwrap();
+    let again = of(text("b", 2 * FEW).as_bytes(), &Exceptions::new(), &mut scratch).unwrap();
     assert_eq!(again, form(text("b", 2 * FEW)).unwrap());
 }
 
 #[test]
 fn members_at_the_top_may_be_left_out() {
-    let left_out = ["user", "é"].map(string);
+    let mut exceptions = Exceptions::new();
+    ["user", "é"].iter().for_each(|name| exceptions.leave_out(name));
     let mut scratch = Scratch::new();
-    let mut without = |text: &str| of(text.as_bytes(), &left_out, &mut scratch).unwrap().to_owned();
+    let mut without = |text: &str| of(text.as_bytes(), &exceptions, &mut scratch).unwrap().to_owned();
     let bare = without(r#"{"a":{"user":1},"z":2}"#);
     assert_eq!(without(r#"{"user":{"b":1,"a":2},"z":2,"\u00e9":[],"a":{"user":1}}"#), bare);
     assert_ne!(without(r#"{"a":{"user":2},"z":2}"#), bare, "it counts below the top");
     assert_ne!(without(r#"{"a":{},"z":2}"#), bare);
+}
+
+#[test]
+fn in_members_at_the_top_order_may_count() {
+    let mut exceptions = Exceptions::new();
+    ["tools", "é"].iter().for_each(|name| exceptions.in_order(name));
+    let form = |text: &str| of(text.as_bytes(), &exceptions, &mut Scratch::new()).unwrap().to_owned();
+    let schema = form(r#"{"tools":[{"x":{"why":1,"answer":2}}],"z":{"b":1,"a":2}}"#);
+    assert_eq!(form(r#"{ "z": {"a":2,"b":1}, "tools" : [ { "x" : {"why":1, "answer":2} } ]}"#), schema);
+    assert_ne!(form(r#"{"tools":[{"x":{"answer":2,"why":1}}],"z":{"b":1,"a":2}}"#), schema);
+    assert_ne!(form(r#"{"\u00e9":{"b":1,"a":2}}"#), form(r#"{"é":{"a":2,"b":1}}"#));
+    let below = form(r#"{"a":{"tools":{"b":1,"a":2}}}"#);
+    assert_eq!(form(r#"{"a":{"tools":{"a":2,"b":1}}}"#), below, "it is another one below the top");
+    assert_eq!(form(r#"[{"tools":{"b":1,"a":2}}]"#), form(r#"[{"tools":{"a":2,"b":1}}]"#));
+}
+
+/// JSON in which all has an order.
+#[derive(Clone, Debug, PartialEq)]
+enum Tree {
+    Leaf(u8),
+    List(Vec<Tree>),
+    Object(Vec<(String, Tree)>),
+}
+
+impl Tree {
+    fn text(&self, space: &str) -> String {
+        let list = |items: Vec<String>| items.join(&format!("{space},"));
+        match self {
+            Self::Leaf(leaf) => leaf.to_string(),
+            Self::List(items) => {
+                format!("[{}{space}]", list(items.iter().map(|item| item.text(space)).collect()))
+            }
+            Self::Object(members) => {
+                let member =
+                    |(name, value): &(String, Self)| format!("\"{name}\"{space}:{}", value.text(space));
+                format!("{{{}{space}}}", list(members.iter().map(member).collect()))
+            }
+        }
+    }
+
+    /// The same with every object's members, to which `with` does something.
+    fn map(&self, with: &mut impl FnMut(&mut Vec<(String, Self)>)) -> Self {
+        match self {
+            Self::Leaf(leaf) => Self::Leaf(*leaf),
+            Self::List(items) => Self::List(items.iter().map(|item| item.map(with)).collect()),
+            Self::Object(members) => {
+                let mut members =
+                    members.iter().map(|(name, value)| (name.clone(), value.map(with))).collect();
+                with(&mut members);
+                Self::Object(members)
+            }
+        }
+    }
+
+    /// What it says where the order of members counts below `a` at the top.
+    fn meaning(&self) -> Self {
+        let mut sort = |members: &mut Vec<(String, Self)>| members.sort_by(|one, other| one.0.cmp(&other.0));
+        let Self::Object(members) = self else { return self.map(&mut sort) };
+        let member = |(name, value): &(String, Self)| {
+            (name.clone(), if name == "a" { value.clone() } else { value.map(&mut sort) })
+        };
+        let mut members = members.iter().map(member).collect();
+        sort(&mut members);
+        Self::Object(members)
+    }
+}
+
+fn tree() -> impl Strategy<Value = Tree> {
+    (0..3_u8).prop_map(Tree::Leaf).prop_recursive(4, 24, 3, |inner| {
+        prop_oneof![
+            1 => prop::collection::vec(inner.clone(), 0..3).prop_map(Tree::List),
+            3 => prop::collection::vec(("[a-c]", inner), 0..4).prop_map(Tree::Object),
+        ]
+    })
 }
 
 /// `value` as somebody else might write it: in another order, with other white space and other escapes.
@@ -177,6 +252,22 @@ proptest! {
         prop_assert!(first.is_some());
         prop_assert_eq!(&first, &again, "{} and {}", texts[0], texts[1]);
         prop_assert_eq!(first == another, one == other, "{} and {}", texts[0], texts[2]);
+    }
+
+    /// Texts have one form if and only if they say the same, in the same order where that counts.
+    #[test]
+    fn order_counts_where_it_is_said_to(one in tree(), other in tree(), turns in prop::collection::vec(0..3_usize, 16)) {
+        let mut turns = turns.into_iter().cycle();
+        let turned = one.map(&mut |members| {
+            let by = turns.next().unwrap() % members.len().max(1);
+            members.rotate_left(by);
+        });
+        let mut exceptions = Exceptions::new();
+        exceptions.in_order("a");
+        let form = |tree: &Tree, space| of(tree.text(space).as_bytes(), &exceptions, &mut Scratch::new()).unwrap().to_owned();
+        for other in [&one, &turned, &other] {
+            prop_assert_eq!(form(&one, "") == form(other, " "), one.meaning() == other.meaning(), "{:?}", other);
+        }
     }
 
     /// Whatever bytes come, it reads what serde_json reads, which knows no half surrogates, and no numbers beyond its own.
