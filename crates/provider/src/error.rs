@@ -1,4 +1,4 @@
-use std::{borrow::Cow, error, fmt};
+use std::{borrow::Cow, error, fmt, sync::LazyLock};
 
 use bartizan_core::{BoxError, Rejected, RetryAfter, chain, headers};
 use bytes::Bytes;
@@ -7,7 +7,7 @@ use http::{
     header::{ALLOW, CONTENT_TYPE},
 };
 use http_body_util::Full;
-use memchr::memmem;
+use memchr::memmem::{self, Finder};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -362,9 +362,10 @@ fn as_event(json: &[u8]) -> Bytes {
 
 /// Whether the name that an error has in JSON is among these, and not only to say that there is none.
 pub(crate) fn may_tell_error(json: &[u8]) -> bool {
-    const NAME: &[u8] = b"\"error\"";
-    let tells = |at: usize| value(&json[at + NAME.len()..]).is_none_or(|value| !value.starts_with(b"null"));
-    memmem::find_iter(json, NAME).any(tells)
+    /// To make one costs more than to look through an event with it.
+    static NAME: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"error\""));
+    let behind = |at: usize| value(&json[at + NAME.needle().len()..]);
+    NAME.find_iter(json).any(|at| behind(at).is_none_or(|value| !value.starts_with(b"null")))
 }
 
 /// Whether a body has the shape of OpenAI's errors.

@@ -1,7 +1,7 @@
 use std::{
     fmt,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, LazyLock},
     task::{Context, Poll, ready},
 };
 
@@ -11,7 +11,7 @@ use bartizan_core::{
 };
 use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame};
-use memchr::memmem;
+use memchr::memmem::Finder;
 use pin_project_lite::pin_project;
 
 use crate::{Class, Error, UsageReport, error::may_tell_error, limits::Watch, service::Upstream};
@@ -252,7 +252,7 @@ impl Last {
     /// The first one, and where it begins.
     fn find(events: &Bytes, secret: Option<&str>) -> Option<(usize, Self)> {
         // Events are taken apart only if one of these words is there at all, which it is once in a stream.
-        if memmem::find(events, DONE).is_none() && !may_tell_error(events) {
+        if DONE.find(events).is_none() && !may_tell_error(events) {
             return None;
         }
         let mut decoder = Decoder::new(usize::MAX);
@@ -262,7 +262,7 @@ impl Last {
         while let Ok(Some(event)) = decoder.next_event() {
             let to = (from + event.raw().len()).min(events.len());
             if let Some(data) = event.data() {
-                if data.trim_ascii() == DONE {
+                if data.trim_ascii() == DONE.needle() {
                     return Some((from, Self::Done { to }));
                 }
                 if may_tell_error(&data)
@@ -277,7 +277,8 @@ impl Last {
     }
 }
 
-const DONE: &[u8] = b"[DONE]";
+/// To make one costs more than to look through an event with it.
+static DONE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"[DONE]"));
 
 /// Whether `events` begin as an event can begin. An HTML page, or anything else that is no event stream, does not.
 fn looks_like_events(events: &[u8]) -> bool {
