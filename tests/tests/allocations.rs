@@ -97,10 +97,16 @@ async fn a_plain_call_through_the_provider_allocates_twice() {
     assert_eq!(of_a_call("{}"), 2);
 }
 
+/// And what serde_json notes of the level that it is on.
+#[tokio::test(start_paused = true)]
+async fn one_whose_answer_is_nested_allocates_once_more() {
+    assert_eq!(of_a_call(r#"{"choices":[{"index":0}]}"#), 2 + 1);
+}
+
 /// And the report of the usage, in its box, in the extensions and their table.
 #[tokio::test(start_paused = true)]
 async fn one_that_tells_its_usage_allocates_four_times_more() {
-    assert_eq!(of_a_call(r#"{"usage":{"prompt_tokens":1,"total_tokens":1}}"#), 2 + 4);
+    assert_eq!(of_a_call(r#"{"usage":{"prompt_tokens":1,"total_tokens":1}}"#), 2 + 1 + 4);
 }
 
 /// How often a call allocates that is answered with this JSON.

@@ -14,13 +14,13 @@ use http::{
 };
 use http_body::Body;
 use pin_project_lite::pin_project;
+use serde::de::IgnoredAny;
 
 use crate::{
     Class, Error, Facts, Operation, ResponseBody, Usage, UsageReport,
     body::Frames,
     error::SHOULD_RETRY,
     events::Events,
-    json::is_well_formed,
     limits::Watch,
     media::{is_event_stream, is_json},
     service::{Upstream, clean_response, of_transport},
@@ -333,6 +333,11 @@ fn is_document(body: &[u8], operation: Operation) -> bool {
     let text = body.trim_ascii();
     let ends = matches!((text.first(), text.last()), (Some(b'{'), Some(b'}')) | (Some(b'['), Some(b']')));
     ends && (operation == Operation::Other || is_well_formed(text))
+}
+
+/// Whether this is one JSON document in UTF-8, and nothing else.
+fn is_well_formed(bytes: &[u8]) -> bool {
+    str::from_utf8(bytes).is_ok_and(|text| serde_json::from_str::<IgnoredAny>(text).is_ok())
 }
 
 fn cut(error: BoxError) -> Error {

@@ -13,7 +13,6 @@ mod events;
 mod facts;
 mod future;
 mod intake;
-mod json;
 mod limits;
 mod media;
 #[cfg(feature = "mock")]
