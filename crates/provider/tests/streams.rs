@@ -203,6 +203,23 @@ async fn nothing_comes_after_done() {
     }
 }
 
+/// Who waits less for more waits less for no more.
+#[tokio::test(start_paused = true)]
+async fn an_upstream_that_does_not_end_has_no_more_time_than_between_events() {
+    let transport = service_fn(|_: Request<Full<Bytes>>| {
+        let response = Response::builder().header("content-type", "text/event-stream");
+        std::future::ready(Ok::<_, BoxError>(
+            response.body(script(&[Say("data: [DONE]\n\n"), Hang])).unwrap(),
+        ))
+    });
+    let limits = Limits { idle: Duration::from_millis(10), ..Limits::default() };
+    let mut provider = Provider::new(transport, "http://upstream.example/v1").unwrap().limits(limits);
+    let started = Instant::now();
+    let response = provider.ready().await.unwrap().call(question()).await.unwrap();
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "data: [DONE]\n\n");
+    assert_eq!(started.elapsed().as_millis(), 10);
+}
+
 /// What was said last is there when the stream says that it has ended, and the upstream's body is not kept for longer, nor
 /// listened to if it goes on talking.
 #[tokio::test(start_paused = true)]
