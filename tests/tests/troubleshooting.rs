@@ -190,8 +190,8 @@ validation_rules = ["moderation"]
     }
 
     // What only upstreams with keys and quotas say, or a gateway without descriptors, and fields of requests.
-    asked.said +=
-        "upstream_error out_of_descriptors invalid_api_key insufficient_quota encoding_format max_tokens";
+    asked.said += "invalid_api_key insufficient_quota malformed_response upstream_error out_of_descriptors \
+                   encoding_format max_tokens";
     let mut named = 0;
     let code = |word: &&str| word.contains('_') && word.chars().all(|c| c.is_ascii_lowercase() || c == '_');
     for word in GUIDE.split('`').skip(1).step_by(2).filter(code) {

@@ -87,6 +87,8 @@ impl<K, T, X> Dedup<K, T, X> {
 impl<K: Hash + Eq + Clone, T, X> Dedup<K, T, X> {
     /// Forgets the answer to `key`. A call that is under way still answers those who wait for it, but nobody joins it any
     /// more, and it is not kept.
+    ///
+    /// A refresh in the background goes on, for nobody: as long as it takes, or the old answer would have been served.
     pub fn invalidate(&self, key: &K) {
         self.table.invalidate(key);
     }

@@ -68,6 +68,10 @@ impl<T> Replay<T> {
 
     /// No task fetches the new answer: each caller who is served a stale one drives the call once before, until one finds
     /// it done. That is what happens outside of tokio's runtime, too.
+    ///
+    /// Whoever finds it done gets it at once: of a response with a body, as soon as its head is there. Between two callers
+    /// nobody drives it, so nothing below may hold for a call what other calls wait for, as a concurrency limit does. What
+    /// was left undone when the old answer is served no more is given up.
     #[must_use]
     pub fn refresh_by_callers(mut self) -> Self {
         self.spawns = false;

@@ -36,7 +36,7 @@ pub trait Share<Res>: Clone {
         Verdict::Keep(Limits::none())
     }
 
-    /// Whether it can still be given from its beginning. Where it cannot, whoever has waited for it makes a call of its own.
+    /// Whether it can still be given from its beginning. Where it cannot, whoever has joined makes a call of its own.
     fn is_whole(&self, tape: &Self::Tape) -> bool {
         let _ = tape;
         true

@@ -138,17 +138,27 @@ impl<K: Hash + Eq + Clone, T> Table<K, T> {
         }
 
         let execution = Box::new(make());
-        let (aloft, mut passed);
+        let (mut aloft, mut passed);
         passed = Passed::new();
-        let mut inside = lock(&part.busy.0);
-        let inside = &mut *inside;
+        let mut held = lock(&part.busy.0);
+        let inside = &mut *held;
         // It may have landed since.
         let seen = sight().unwrap_or(Seen::Nothing);
         aloft = inside.aloft.get(&key, &mut passed);
+        if let (Seen::Nothing, Some(flight)) = (&seen, &aloft) {
+            // Not for who passes any more, but for those who wait. If there are none, nobody has driven it for who knows how
+            // long.
+            let refresh = part.let_go(flight);
+            if refresh.is_some() && Arc::strong_count(flight) == 2 {
+                inside.take(flight);
+                passed.extend(aloft.take());
+            }
+            passed.extend(refresh);
+        }
         let begin = |inside: &mut _, home, execution| {
             Self::begin(home, inside, key, fingerprint, Box::<E>::into_pin(execution))
         };
-        match (seen, &aloft) {
+        let found = match (seen, &aloft) {
             (Seen::Fresh(value, age), _) => Found::hit(value, age),
             (Seen::Stale(tape, age), aloft) => {
                 inside.counts.stale_hits += 1;
@@ -166,10 +176,6 @@ impl<K: Hash + Eq + Clone, T> Table<K, T> {
             }
             (Seen::Nothing, Some(flight)) if flight.fingerprint.as_deref() == fingerprint.as_ref() => {
                 inside.counts.collapsed += 1;
-                if flight.is_held() {
-                    // From now on it is for those who wait: should they all go, nobody would ever end it.
-                    passed.extend(part.kept.change(&flight.key, |entry| entry.refresh().take()).flatten());
-                }
                 Found::Joined(flight.clone(), execution)
             }
             (Seen::Conflict, _) | (Seen::Nothing, Some(_)) => {
@@ -180,7 +186,10 @@ impl<K: Hash + Eq + Clone, T> Table<K, T> {
                 inside.counts.misses += 1;
                 Found::Leads(begin(inside, Home::Held(self.clone()), execution))
             }
-        }
+        };
+        // Before the key, where that is not needed.
+        drop(held);
+        found
     }
 
     /// Begins a call for a new answer while the old one is served.
@@ -247,10 +256,11 @@ impl<K: Hash + Eq + Clone, T> Table<K, T> {
         let mut stats = Stats { bypassed: self.bypassed.load(Relaxed), ..Stats::default() };
         let (now, windows) = (self.clock.now(), self.replay.windows);
         for part in &self.parts {
-            let _left;
-            let mut inside = lock(&part.busy.0);
-            // What serves no more is not there any more.
-            _left = part.kept.retain(&mut inside.ledger, |entry| entry.at(now, windows).0 != Freshness::Gone);
+            // What serves no more is not there any more, nor is what is held by it.
+            let serves = |entry: &Entry<K, T>| entry.at(now, windows).0 != Freshness::Gone;
+            let left = part.kept.retain(&mut lock(&part.busy.0).ledger, serves);
+            drop(left);
+            let inside = lock(&part.busy.0);
             let Counts { stale_hits, stood_in, misses, collapsed, conflicts, refreshes } = inside.counts;
             stats.hits += stale_hits + part.kept.hits(&inside.ledger);
             stats.stale += stale_hits + stood_in;
@@ -304,7 +314,8 @@ impl<K: Eq, T> Table<K, T> {
         });
     }
 
-    /// A caller who was to be served what is stale has got what is new. `leads`: it is what he asked for himself.
+    /// A caller who was to be served what is stale has got what is new, and reads on if there is more to come. `leads`: it is
+    /// what he asked for himself.
     pub(crate) fn renewed(&self, flight: &Flight<K, T>, leads: bool) {
         self.count(flight, |counts| {
             counts.stale_hits -= 1;
@@ -315,6 +326,10 @@ impl<K: Eq, T> Table<K, T> {
                 counts.collapsed += 1;
             }
         });
+        let part = self.part(flight.key.hash);
+        let _flight;
+        let _inside = lock(&part.busy.0);
+        _flight = part.let_go(flight);
     }
 
     fn count(&self, flight: &Flight<K, T>, count: impl FnOnce(&mut Counts)) {
@@ -324,17 +339,29 @@ impl<K: Eq, T> Table<K, T> {
     /// Nobody joins the call any more and it is not kept. `supersedes`: nor is what was kept before.
     pub(crate) fn leave(&self, flight: &Flight<K, T>, supersedes: bool) {
         let part = self.part(flight.key.hash);
-        let (_left, _displaced);
+        let (_left, _flight);
         let mut inside = lock(&part.busy.0);
         if !inside.take(flight) {
             return;
         }
         if supersedes {
             _left = part.kept.remove(&mut inside.ledger, &flight.key);
-        } else if flight.is_held() {
-            let is_it = |refresh: &mut Arc<Flight<K, T>>| ptr::eq(&**refresh, flight);
-            _displaced = part.kept.change(&flight.key, |entry| entry.refresh().take_if(is_it));
+        } else {
+            _flight = part.let_go(flight);
         }
+    }
+}
+
+impl<K: Eq, T> Part<K, T> {
+    /// The call for a new answer is held by the old one no more. To be called under the lock, and what it gives is to be
+    /// dropped where that is not held.
+    fn let_go(&self, flight: &Flight<K, T>) -> Option<Arc<Flight<K, T>>> {
+        let is_it = |refresh: &mut Arc<Flight<K, T>>| ptr::eq(&**refresh, flight);
+        flight
+            .is_held()
+            .then(|| self.kept.change(&flight.key, |entry| entry.refresh().take_if(is_it)))
+            .flatten()
+            .flatten()
     }
 }
 

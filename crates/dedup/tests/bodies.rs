@@ -328,6 +328,26 @@ fn who_joins_a_body_that_has_lost_its_beginning_makes_a_call_of_his_own() {
     assert_eq!((dedup.stats().misses, dedup.stats().collapsed), (2, 0));
 }
 
+/// Whoever has the new answer in place of a stale one has all of it.
+#[tokio::test(start_paused = true)]
+async fn a_body_that_callers_have_fetched_ends_with_the_last_who_reads_it() {
+    for readers in [1, 2] {
+        let replay = Replay::ttl(SECOND).stale_while_revalidate(SECOND).refresh_by_callers();
+        let (dedup, inner) = (told(replay), Inner::default());
+        let mut answer = inner.ask(&dedup, ok);
+        inner.end();
+        assert!(frame(&mut answer).is_none());
+        advance(SECOND).await;
+        let mut new: Vec<_> = (0..readers).map(|_| inner.ask(&dedup, ok)).collect();
+        inner.send(1, [Part::Data("a")]);
+        new.iter_mut().for_each(|new| assert_eq!(data(new), "a"));
+        assert!(!inner.is_dropped(1));
+        drop(new);
+        assert!(inner.is_dropped(1), "{readers} have gone");
+        assert!(matches!(served(&inner.ask(&dedup, ok)), Served::Miss), "another one begins");
+    }
+}
+
 /// And one who could have the new answer has the stale one then.
 #[tokio::test(start_paused = true)]
 async fn who_passes_a_body_that_has_lost_its_beginning_is_served_the_stale_one() {

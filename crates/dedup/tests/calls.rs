@@ -448,9 +448,65 @@ async fn a_refresh_that_hangs_does_not_keep_the_key() {
     }
 }
 
-/// Where no task drives it, whoever waits for it is the one to end it.
+/// Where no task drives it, nobody does when there is nothing stale to serve any more: it is old, and may refuse or answer
+/// nobody then.
 #[tokio::test(start_paused = true)]
-async fn a_refresh_by_callers_that_hangs_ends_with_those_who_have_waited_for_it() {
+async fn a_refresh_by_callers_that_is_left_alone_is_given_up() {
+    let replay = Replay::ttl(SECOND).stale_while_revalidate(SECOND).refresh_by_callers();
+    let inner = Inner::default();
+    let dedup: Dedup<&str, String> = Dedup::new(replay);
+    let layer = dedup.layer(|order: &u8| Some(Identity::new("k").fingerprint([*order; 32])));
+    let ask = |order: u8| {
+        let inner = inner.clone();
+        task::spawn(Box::pin(layer.layer(service_fn(move |_| inner.call())).oneshot(order)))
+    };
+    for order in [1, 2] {
+        let n = inner.calls();
+        let mut call = ask(1);
+        assert_pending!(call.poll());
+        inner.answer(n, "old");
+        assert!(assert_ready!(call.poll()).is_ok());
+        advance(SECOND).await;
+        assert_eq!(assert_ready!(ask(1).poll()).unwrap(), "old");
+        advance(SECOND).await;
+        let mut call = ask(order);
+        assert_pending!(call.poll());
+        assert_eq!((inner.calls(), inner.is_dropped(n + 1)), (n + 3, true), "order {order}");
+        inner.answer(n + 2, "new");
+        assert_eq!(assert_ready!(call.poll()).unwrap(), "new");
+        advance(2 * SECOND).await;
+    }
+}
+
+/// But not while somebody has it, who is not alone with it then; and it ends with the last of them.
+#[tokio::test(start_paused = true)]
+async fn a_refresh_by_callers_that_somebody_has_is_joined() {
+    let replay = Replay::ttl(SECOND).stale_while_revalidate(SECOND).refresh_by_callers();
+    let (dedup, inner) = (Dedup::new(replay), Inner::default());
+    let mut call = ask(&dedup, &inner, "k");
+    assert_pending!(call.poll());
+    inner.answer(0, "old");
+    assert!(assert_ready!(call.poll()).is_ok());
+    advance(SECOND).await;
+    let service = dedup.layer(|key: &&'static str| Some((*key).to_owned()));
+    let below = inner.clone();
+    let passes = service.layer(service_fn(move |_| below.call())).call("k");
+    advance(SECOND).await;
+    let mut waits = [(); 2].map(|()| ask(&dedup, &inner, "k"));
+    waits.iter_mut().for_each(|call| assert_pending!(call.poll()));
+    assert_eq!((inner.calls(), dedup.stats().collapsed), (2, 2));
+    drop(passes);
+    let [first, mut second] = waits;
+    drop(first);
+    assert_pending!(ask(&dedup, &inner, "k").poll());
+    assert_pending!(second.poll());
+    assert_eq!((inner.calls(), inner.is_dropped(1)), (2, false), "all are with it");
+    drop(second);
+    assert!(inner.is_dropped(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refresh_that_went_with_the_stale_answer_is_not_under_way() {
     let replay = Replay::ttl(SECOND).stale_while_revalidate(SECOND).refresh_by_callers();
     let (dedup, inner) = (Dedup::new(replay), Inner::default());
     let mut call = ask(&dedup, &inner, "k");
@@ -459,14 +515,11 @@ async fn a_refresh_by_callers_that_hangs_ends_with_those_who_have_waited_for_it(
     assert!(assert_ready!(call.poll()).is_ok());
     advance(SECOND).await;
     assert_eq!(assert_ready!(ask(&dedup, &inner, "k").poll()).unwrap(), "old");
+    assert_eq!(dedup.stats().in_flight, 1);
     advance(SECOND).await;
-    let mut waits = ask(&dedup, &inner, "k");
-    assert_pending!(waits.poll());
-    assert_eq!((inner.calls(), inner.is_dropped(1)), (2, false));
-    drop(waits);
+    let stats = dedup.stats();
+    assert_eq!((stats.entries, stats.in_flight), (0, 0), "the refresh was held by what was kept");
     assert!(inner.is_dropped(1));
-    assert_pending!(ask(&dedup, &inner, "k").poll());
-    assert_eq!(inner.calls(), 3);
 }
 
 /// Time is the real one, and every answer stale at once.

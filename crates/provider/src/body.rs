@@ -6,7 +6,7 @@ use std::{
 };
 
 use bartizan_core::BoxError;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
@@ -103,21 +103,15 @@ impl Frames {
         self.len
     }
 
-    pub(crate) fn first_byte(&self) -> Option<u8> {
-        let mut bytes = self.first.iter().chain(&self.more).flat_map(|bytes| bytes.iter());
-        bytes.find(|b| !b.is_ascii_whitespace()).copied()
-    }
-
-    pub(crate) fn last_byte(&self) -> Option<u8> {
-        let mut bytes = self.first.iter().chain(&self.more).rev().flat_map(|bytes| bytes.iter().rev());
-        bytes.find(|b| !b.is_ascii_whitespace()).copied()
-    }
-
     /// All of it in one piece.
     pub(crate) fn concat(&self) -> Bytes {
         match (&self.first, self.more.is_empty()) {
             (Some(only), true) => only.clone(),
-            _ => self.first.iter().chain(&self.more).flatten().copied().collect(),
+            _ => {
+                let mut all = BytesMut::with_capacity(usize::try_from(self.len).unwrap_or_default());
+                self.first.iter().chain(&self.more).for_each(|bytes| all.extend_from_slice(bytes));
+                all.freeze()
+            }
         }
     }
 }

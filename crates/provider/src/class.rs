@@ -305,7 +305,13 @@ impl Told {
             b'[' => serde_json::from_slice::<[Outer; 1]>(body).map(|[one]| one).ok()?,
             _ => return None,
         };
-        let explicit = outer.error.is_some() || outer.object.as_deref() == Some("error");
+        let explicit = outer.object.as_deref() == Some("error")
+            || match &outer.error {
+                // Some say so where there is none, and OpenAI's clients understand that.
+                Some(Loose::Text(message)) => !message.is_empty(),
+                Some(Loose::Fields(_) | Loose::Other(_)) => true,
+                None => false,
+            };
         let told = match outer {
             Outer { error: Some(Loose::Fields(fields)), .. } => fields,
             Outer { error: Some(Loose::Text(message)), fields, .. } => {

@@ -1,4 +1,4 @@
-use std::{borrow::Cow, error, fmt};
+use std::{borrow::Cow, error, fmt, sync::LazyLock};
 
 use bartizan_core::{BoxError, Rejected, RetryAfter, chain, headers};
 use bytes::Bytes;
@@ -7,11 +7,14 @@ use http::{
     header::{ALLOW, CONTENT_TYPE},
 };
 use http_body_util::Full;
-use serde::Serialize;
+use memchr::memmem::{self, Finder};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use crate::{
     Class,
     class::{Told, classify},
+    usage::value,
 };
 
 /// OpenAI's clients try again, or not, as this header tells them, whatever the status.
@@ -51,6 +54,8 @@ struct Inner {
     code: Option<Cow<'static, str>>,
     allow: Option<&'static str>,
     retry_after: RetryAfter,
+    /// The event that told it, if that can be passed on as it came.
+    event: Option<Bytes>,
     source: Option<BoxError>,
 }
 
@@ -68,6 +73,7 @@ impl Error {
             code: None,
             allow: None,
             retry_after: RetryAfter::Unknown,
+            event: None,
             source: None,
         };
         Self { inner: Box::new(inner) }
@@ -108,20 +114,36 @@ impl Error {
         if class == Class::of_status(status) && status.is_client_error() && class.status().is_client_error() {
             error.inner.status = Some(status);
         }
-        error.inner.retry_after = match headers.get(&SHOULD_RETRY) {
-            Some(value) if value == "false" => RetryAfter::Never,
-            _ => headers::retry_after(headers),
-        };
+        error.inner.retry_after = retry_after(headers);
         error
+    }
+
+    /// What an answer means that is no error by its status, if it is one by its body.
+    pub(crate) fn of_answer(headers: &HeaderMap, body: &[u8], secrets: &[&str]) -> Option<Self> {
+        if !may_tell_error(body) {
+            return None;
+        }
+        let mut error = Self::of_event(body, secrets)?;
+        error.inner.retry_after = retry_after(headers);
+        Some(error)
     }
 
     /// What the data of a stream's event means if it is an error object, and `None` if it is none.
     ///
-    /// Providers that fail inside a 200 say so with an event in the shape of an error body. This parses the whole
-    /// event, so look for `"error"` in it first.
+    /// Providers that fail inside a 200 say so with an event in the shape of an error body. One that has OpenAI's shape,
+    /// and nothing in it that has to be taken out, is what [`event`](Self::event) gives. This parses the whole event, so
+    /// look for `"error"` in it first.
     pub fn of_event(data: &[u8], secrets: &[&str]) -> Option<Self> {
-        let told = Told::read(data).filter(|told| told.explicit)?;
-        Some(Self::told(classify(None, &told), told, secrets))
+        let mut told = Told::read(data).filter(|told| told.explicit)?;
+        if told.message.is_empty() {
+            told.message = "the upstream told of an error, and not of which".into();
+        }
+        let mut error = Self::told(classify(None, &told), told, secrets);
+        let one_line = !data.contains(&b'\n') && !data.contains(&b'\r');
+        if one_line && error.passes(data, secrets) {
+            error.inner.event = Some(as_event(data));
+        }
+        Some(error)
     }
 
     fn told(class: Class, told: Told, secrets: &[&str]) -> Self {
@@ -134,6 +156,12 @@ impl Error {
         error.inner.param = clean(told.param);
         error.inner.code = clean(told.code);
         error
+    }
+
+    /// Whether the body that told it is fit for clients as it is: it has the shape of OpenAI's errors, and names no key.
+    pub(crate) fn passes(&self, body: &[u8], secrets: &[&str]) -> bool {
+        let names = |secret: &&str| memmem::find(body, secret.as_bytes()).is_some();
+        self.class() != Class::Auth && is_error_object(body) && !secrets.iter().any(names)
     }
 
     /// Sets the status to answer with, where the class's is not precise enough.
@@ -162,6 +190,23 @@ impl Error {
     pub fn with_retry_after(mut self, retry_after: RetryAfter) -> Self {
         self.inner.retry_after = retry_after;
         self
+    }
+
+    #[cfg(feature = "retry")]
+    pub(crate) fn set_retry_after(&mut self, retry_after: RetryAfter) {
+        self.inner.retry_after = retry_after;
+    }
+
+    /// The same without its cause.
+    #[cfg(feature = "retry")]
+    pub(crate) fn retold(&self) -> Self {
+        let Inner { class, status, answered, allow, retry_after, .. } = *self.inner;
+        let (message, param, code) =
+            (self.inner.message.clone(), self.inner.param.clone(), self.inner.code.clone());
+        let event = self.inner.event.clone();
+        let inner =
+            Inner { class, status, answered, message, param, code, allow, retry_after, event, source: None };
+        Self { inner: Box::new(inner) }
     }
 
     /// Adds the cause. It stays inside: responses and events never show it.
@@ -216,6 +261,11 @@ impl Error {
         chain(error).find_map(|error| error.downcast_ref())
     }
 
+    /// The one that decides what is told of an error, unless a [`Rejected`] around it does.
+    pub(crate) fn outermost<'a>(error: &'a (dyn error::Error + 'static)) -> Option<&'a Self> {
+        chain(error).find(|error| error.is::<Self>() || error.is::<Rejected>())?.downcast_ref()
+    }
+
     /// The error as OpenAI's API would answer it: `{"error":{"message","type","param","code"}}`.
     ///
     /// With `Retry-After` if it is known, and `x-should-retry: false` if trying again cannot help.
@@ -236,10 +286,11 @@ impl Error {
 
     /// The error as the last event of a stream that cannot go on: `data: {"error":{..}}` and an empty line.
     ///
-    /// OpenAI's clients raise it as an exception. No `[DONE]` belongs after it.
+    /// OpenAI's clients raise it as an exception. No `[DONE]` belongs after it. What an upstream has told in an event of
+    /// this kind is told in its words ([`of_event`](Self::of_event)).
     pub fn event(&self) -> Bytes {
         // JSON has no bare line break, so this is one line of data whatever the message holds.
-        Bytes::from([b"data: ", self.json().as_slice(), b"\n\n"].concat())
+        self.inner.event.clone().unwrap_or_else(|| as_event(&self.json()))
     }
 
     pub(crate) fn json(&self) -> Vec<u8> {
@@ -293,10 +344,7 @@ impl error::Error for Error {
 /// becomes [`Error::to_response`], all else what
 /// [`RejectionLayer::openai_json`](bartizan_core::RejectionLayer::openai_json) makes of it.
 pub fn openai_error(error: BoxError) -> Response<Full<Bytes>> {
-    let ours = chain(&*error)
-        .find(|error| error.is::<Error>() || error.is::<Rejected>())
-        .and_then(|error| error.downcast_ref::<Error>());
-    match ours {
+    match Error::outermost(&*error) {
         Some(error) => error.to_response(),
         None => bartizan_core::openai_json(error),
     }
@@ -312,6 +360,35 @@ pub(crate) fn event_of(error: &(dyn error::Error + 'static)) -> Bytes {
     };
     let (status, code) = rejected.kind().status_and_code();
     Error::new(Class::of_status(status), rejected.to_string()).with_code(code).event()
+}
+
+fn retry_after(map: &HeaderMap) -> RetryAfter {
+    match map.get(&SHOULD_RETRY) {
+        Some(value) if value == "false" => RetryAfter::Never,
+        _ => headers::retry_after(map),
+    }
+}
+
+fn as_event(json: &[u8]) -> Bytes {
+    Bytes::from([b"data: ", json, b"\n\n"].concat())
+}
+
+/// Whether the name that an error has in JSON is among these, and not only to say that there is none.
+pub(crate) fn may_tell_error(json: &[u8]) -> bool {
+    /// To make one costs more than to look through an event with it.
+    static NAME: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"error\""));
+    let behind = |at: usize| value(&json[at + NAME.needle().len()..]);
+    NAME.find_iter(json).any(|at| behind(at).is_none_or(|value| !value.starts_with(b"null")))
+}
+
+/// Whether a body has the shape of OpenAI's errors.
+fn is_error_object(body: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Outer<'a> {
+        #[serde(borrow)]
+        error: &'a RawValue,
+    }
+    serde_json::from_slice::<Outer<'_>>(body).is_ok_and(|outer| outer.error.get().starts_with('{'))
 }
 
 /// Takes `secrets` out of a text that somebody else wrote, such as an upstream's error message.

@@ -1,7 +1,8 @@
 use std::{
     fmt,
     pin::Pin,
-    task::{Context, Poll},
+    sync::{Arc, LazyLock},
+    task::{Context, Poll, ready},
 };
 
 use bartizan_core::{
@@ -10,10 +11,10 @@ use bartizan_core::{
 };
 use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame};
-use memchr::memmem;
+use memchr::memmem::Finder;
 use pin_project_lite::pin_project;
 
-use crate::{Class, Error, UsageReport, limits::Watch};
+use crate::{Class, Error, UsageReport, error::may_tell_error, limits::Watch, service::Upstream};
 
 /// The longest event passed on, in bytes: a bound on what is held back.
 const MAX_EVENT: usize = 1024 * 1024;
@@ -21,16 +22,19 @@ const MAX_EVENT: usize = 1024 * 1024;
 /// How much of what arrived together leaves together, in bytes.
 const MAX_RUN: usize = 16 * 1024;
 
+/// How much may come behind `[DONE]`, in bytes, for the connection to be kept.
+const MAX_REST: usize = 16 * 1024;
+
 pin_project! {
     /// A stream of server-sent events on its way through: whole events, all that are there at once, and an error
     /// where the upstream would just have stopped.
     pub(crate) struct Events<B> {
+        // Let go once nothing more is expected of it.
         #[pin]
-        inner: B,
+        inner: Option<B>,
         aligner: Aligner,
         watch: Watch,
-        said: Said,
-        usage: UsageReport,
+        passing: Passing,
         state: State,
     }
 }
@@ -38,6 +42,13 @@ pin_project! {
 #[derive(Debug)]
 enum State {
     Open,
+    /// `[DONE]` was said: it begins here, behind the others of these. It waits until the upstream's body has ended, too, or
+    /// has had its time: a connection is used again only then, and who reads a stream may go at its last event.
+    Done {
+        events: Bytes,
+        from: usize,
+        max_rest: usize,
+    },
     /// To be told once what came before it is out.
     Failed(Option<Error>),
     Ended,
@@ -45,9 +56,9 @@ enum State {
 
 impl<B> Events<B> {
     /// What the events tell of usage goes to `usage`.
-    pub(crate) fn new(inner: B, watch: Watch, usage: UsageReport) -> Self {
-        let (aligner, said) = (Aligner::new(MAX_EVENT), Said::default());
-        Self { inner, aligner, watch, said, usage, state: State::Open }
+    pub(crate) fn new(inner: B, watch: Watch, usage: UsageReport, upstream: Arc<Upstream>) -> Self {
+        let (aligner, passing) = (Aligner::new(MAX_EVENT), Passing { begun: false, usage, upstream });
+        Self { inner: Some(inner), aligner, watch, passing, state: State::Open }
     }
 }
 
@@ -62,43 +73,57 @@ where
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let mut this = self.project();
         let mut run = Run::default();
-        while matches!(this.state, State::Open) && run.len() < MAX_RUN {
-            match this.inner.as_mut().poll_frame(cx) {
+        while let (State::Open, Some(inner)) = (&this.state, this.inner.as_mut().as_pin_mut())
+            && run.len() < MAX_RUN
+        {
+            *this.state = match inner.poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => {
                     this.watch.frame();
                     // Trailers of an event stream say nothing that a client of it could see.
                     let Ok(chunk) = frame.into_data() else { continue };
                     match this.aligner.push(chunk) {
-                        Ok(events) => {
-                            if let Err(error) = this.said.pass_on(events, this.usage, &mut run) {
-                                *this.state = end(this.said.done, Some(error));
-                            }
-                        }
+                        Ok(events) => this.passing.pass_on(events, &mut run),
                         Err(too_long) => {
                             let message = format!("the upstream's stream is broken: {too_long}");
-                            *this.state = end(this.said.done, Some(Error::new(Class::Malformed, message)));
+                            State::failed(Error::new(Class::Malformed, message))
                         }
                     }
                 }
                 Poll::Ready(None) => {
-                    let last = this.said.pass_on(this.aligner.finish(), this.usage, &mut run);
-                    *this.state = end(this.said.done, last.err());
+                    this.inner.set(None);
+                    this.passing.end(this.aligner, &mut run)
                 }
-                Poll::Ready(Some(Err(error))) => {
-                    *this.state = end(this.said.done, Some(of_body(error.into())));
-                }
+                Poll::Ready(Some(Err(error))) => State::failed(of_body(error.into())),
                 Poll::Pending if !run.is_empty() => break,
                 Poll::Pending => match this.watch.poll_over(cx) {
-                    Poll::Ready(error) => *this.state = end(this.said.done, Some(error)),
+                    Poll::Ready(error) => State::failed(error),
                     Poll::Pending => return Poll::Pending,
                 },
+            };
+            if let State::Done { .. } = this.state {
+                this.watch.closing();
             }
         }
         if matches!(this.state, State::Open)
             && let Some(error) = this.watch.total_over()
         {
             // It never had to be waited for, so no timer had a chance to ring.
-            *this.state = end(this.said.done, Some(error));
+            *this.state = State::failed(error);
+        }
+        if let State::Done { events, from, max_rest } = this.state {
+            let closed = poll_closed(this.inner.as_mut(), max_rest, cx).is_ready();
+            if closed || this.watch.poll_over(cx).is_ready() {
+                run.push(std::mem::take(events));
+                *this.state = State::Ended;
+            } else {
+                run.push(events.split_to(std::mem::take(from)));
+                if run.is_empty() {
+                    return Poll::Pending;
+                }
+            }
+        }
+        if let State::Failed(_) | State::Ended = this.state {
+            this.inner.set(None);
         }
         if let Some(bytes) = run.take() {
             return Poll::Ready(Some(Ok(Frame::data(bytes))));
@@ -109,7 +134,7 @@ where
                 *this.state = State::Ended;
                 Poll::Ready(error.map(Err))
             }
-            State::Open | State::Ended => Poll::Ready(None),
+            State::Open | State::Done { .. } | State::Ended => Poll::Ready(None),
         }
     }
 
@@ -118,53 +143,93 @@ where
     }
 }
 
-/// What the stream has said so far.
-#[derive(Clone, Copy, Debug, Default)]
-struct Said {
-    anything: bool,
-    /// `[DONE]`, so it may end.
-    done: bool,
+impl State {
+    fn failed(error: Error) -> Self {
+        Self::Failed(Some(error))
+    }
 }
 
-impl Said {
-    /// Puts whole events into the run, up to the first thing that no client could read.
-    fn pass_on(&mut self, mut events: Bytes, usage: &UsageReport, run: &mut Run) -> Result<(), Error> {
+/// Ready when the upstream has nothing more to say, or says more than it may.
+fn poll_closed<B: Body<Data = Bytes>>(
+    mut inner: Pin<&mut Option<B>>,
+    max_rest: &mut usize,
+    cx: &mut Context<'_>,
+) -> Poll<()> {
+    while let Some(inner) = inner.as_mut().as_pin_mut() {
+        let Some(Ok(frame)) = ready!(inner.poll_frame(cx)) else { break };
+        // Of frames without anything in them there is no end, either.
+        let len = frame.data_ref().map_or(0, Bytes::len).max(1);
+        let Some(left) = max_rest.checked_sub(len) else { break };
+        *max_rest = left;
+    }
+    Poll::Ready(())
+}
+
+/// What becomes of the events on their way.
+struct Passing {
+    /// Some have passed.
+    begun: bool,
+    usage: UsageReport,
+    upstream: Arc<Upstream>,
+}
+
+impl Passing {
+    /// Puts whole events into the run, up to the first thing that no client could read, or after which none expects more.
+    fn pass_on(&mut self, mut events: Bytes, run: &mut Run) -> State {
         if events.is_empty() {
-            return Ok(());
+            return State::Open;
         }
-        let mut result = Ok(());
-        if !self.done {
-            if !self.anything && !looks_like_events(&events) {
-                let message = "the upstream's stream is not made of server-sent events";
-                return Err(Error::new(Class::Malformed, message));
-            }
-            if let Err(garbage) = str::from_utf8(&events) {
-                // What was whole before it.
-                events.truncate(garbage.valid_up_to());
-                events = Aligner::new(usize::MAX).push(events).unwrap_or_default();
-                let message = "the upstream's stream has an event in it that is not UTF-8";
-                result = Err(Error::new(Class::Malformed, message).with_source(garbage));
-            }
-            self.done = has_done(&events);
-            usage.hear(&events);
+        let mut state = State::Open;
+        if !self.begun && !looks_like_events(&events) {
+            let message = "the upstream's stream is not made of server-sent events";
+            return State::failed(Error::new(Class::Malformed, message));
         }
-        self.anything = true;
+        if let Err(garbage) = str::from_utf8(&events) {
+            // What was whole before it.
+            events.truncate(garbage.valid_up_to());
+            events = Aligner::new(usize::MAX).push(events).unwrap_or_default();
+            let message = "the upstream's stream has an event in it that is not UTF-8";
+            state = State::failed(Error::new(Class::Malformed, message).with_source(garbage));
+        }
+        self.begun = true;
+        let last = Last::find(&events, self.upstream.secret());
+        events.truncate(match &last {
+            Some((_, Last::Done { to })) => *to,
+            Some((from, Last::Failed(_))) => *from,
+            None => events.len(),
+        });
+        self.usage.hear(&events);
+        match last {
+            Some((from, Last::Done { .. })) => return State::Done { events, from, max_rest: MAX_REST },
+            Some((_, Last::Failed(error))) => state = State::failed(error),
+            None => {}
+        }
         run.push(events);
-        result
+        state
+    }
+
+    /// The body has ended, as it should if it has said so.
+    fn end(&mut self, aligner: &mut Aligner, run: &mut Run) -> State {
+        let mut last = aligner.finish();
+        if last.is_empty() {
+            last = completed(aligner.held(), self.upstream.secret());
+        }
+        match self.pass_on(last, run) {
+            State::Open => State::failed(Error::new(
+                Class::Upstream,
+                "the upstream's stream ended without `data: [DONE]`: the answer is incomplete",
+            )),
+            state => state,
+        }
     }
 }
 
-/// After `[DONE]` nothing that goes wrong matters to the client any more.
-fn end(done: bool, error: Option<Error>) -> State {
-    if done {
-        return State::Ended;
-    }
-    State::Failed(Some(error.unwrap_or_else(|| {
-        Error::new(
-            Class::Upstream,
-            "the upstream's stream ended without `data: [DONE]`: the answer is incomplete",
-        )
-    })))
+/// An event that lacks nothing but its empty line, if it is one that ends a stream: some upstreams leave that out.
+fn completed(held: &[u8], secret: Option<&str>) -> Bytes {
+    let mut decoder = Decoder::new(usize::MAX);
+    decoder.push([held, b"\n\n"].concat().into());
+    let event = decoder.next_event().ok().flatten().map(|event| event.raw().clone());
+    event.filter(|event| Last::find(event, secret).is_some()).unwrap_or_default()
 }
 
 /// The transport's own error if it is one of ours.
@@ -175,18 +240,45 @@ fn of_body(error: BoxError) -> Error {
     }
 }
 
-/// Whether the event by which OpenAI's streams say that they are complete is among these.
-fn has_done(events: &Bytes) -> bool {
-    // Events are taken apart only if the word is there at all, which it is once in a stream.
-    if memmem::find(events, b"[DONE]").is_none() {
-        return false;
-    }
-    let mut decoder = Decoder::new(usize::MAX);
-    // They are whole, so what follows a last `\r` can only end it.
-    decoder.push([events, &b"\n"[..]].concat().into());
-    let mut events = std::iter::from_fn(|| decoder.next_event().ok().flatten());
-    events.any(|event| event.data().is_some_and(|data| data.trim_ascii() == b"[DONE]"))
+/// An event after which a client expects no other.
+enum Last {
+    /// `[DONE]`, by which OpenAI's streams say that they are complete, and where it ends.
+    Done { to: usize },
+    /// It says that the answer has failed.
+    Failed(Error),
 }
+
+impl Last {
+    /// The first one, and where it begins.
+    fn find(events: &Bytes, secret: Option<&str>) -> Option<(usize, Self)> {
+        // Events are taken apart only if one of these words is there at all, which it is once in a stream.
+        if DONE.find(events).is_none() && !may_tell_error(events) {
+            return None;
+        }
+        let mut decoder = Decoder::new(usize::MAX);
+        // They are whole, so what follows a last `\r` can only end it.
+        decoder.push([events, &b"\n"[..]].concat().into());
+        let mut from = 0;
+        while let Ok(Some(event)) = decoder.next_event() {
+            let to = (from + event.raw().len()).min(events.len());
+            if let Some(data) = event.data() {
+                if data.trim_ascii() == DONE.needle() {
+                    return Some((from, Self::Done { to }));
+                }
+                if may_tell_error(&data)
+                    && let Some(error) = Error::of_event(&data, secret.as_slice())
+                {
+                    return Some((from, Self::Failed(error)));
+                }
+            }
+            from = to;
+        }
+        None
+    }
+}
+
+/// To make one costs more than to look through an event with it.
+static DONE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"[DONE]"));
 
 /// Whether `events` begin as an event can begin. An HTML page, or anything else that is no event stream, does not.
 fn looks_like_events(events: &[u8]) -> bool {
@@ -204,6 +296,9 @@ struct Run {
 
 impl Run {
     fn push(&mut self, bytes: Bytes) {
+        if bytes.is_empty() {
+            return;
+        }
         if self.is_empty() {
             self.first = bytes;
             return;
@@ -231,6 +326,9 @@ impl Run {
 
 impl<B: fmt::Debug> fmt::Debug for Events<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Events").field("inner", &self.inner).field("said", &self.said).finish_non_exhaustive()
+        f.debug_struct("Events")
+            .field("inner", &self.inner)
+            .field("state", &self.state)
+            .finish_non_exhaustive()
     }
 }

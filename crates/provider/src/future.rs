@@ -8,20 +8,19 @@ use std::{
 use bartizan_core::BoxError;
 use bytes::Bytes;
 use http::{
-    HeaderName, HeaderValue, Response, StatusCode, Version,
+    HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version,
     header::{CONTENT_ENCODING, CONTENT_LANGUAGE, ETAG, LAST_MODIFIED},
     response::Parts,
 };
 use http_body::Body;
 use pin_project_lite::pin_project;
-use serde::Deserialize;
-use serde_json::value::RawValue;
 
 use crate::{
-    Class, Error, ResponseBody, Usage, UsageReport,
+    Class, Error, Facts, Operation, ResponseBody, Usage, UsageReport,
     body::Frames,
     error::SHOULD_RETRY,
     events::Events,
+    json::is_well_formed,
     limits::Watch,
     media::{is_event_stream, is_json},
     service::{Upstream, clean_response, of_transport},
@@ -45,9 +44,36 @@ pin_project! {
     pub struct ResponseFuture<F, B> {
         #[pin]
         state: State<F, B>,
-        // The answer to a HEAD has nothing to check.
-        head_only: bool,
+        expected: Expected,
         upstream: Arc<Upstream>,
+    }
+}
+
+/// What is known of an answer before it is there.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Expected {
+    /// To a HEAD: there is nothing to check.
+    head_only: bool,
+    operation: Operation,
+    /// Of a model's answer, whether it was asked for as a stream, if anybody has read the request.
+    stream: Option<bool>,
+}
+
+impl Expected {
+    pub(crate) fn of(request: &Request<Bytes>) -> Self {
+        let operation = Operation::of_path(request.uri().path());
+        let facts = request.extensions().get::<Facts>();
+        let stream = match operation {
+            Operation::Chat => facts.filter(|facts| facts.describe(request.body())).map(Facts::stream),
+            Operation::Embeddings => Some(false),
+            _ => None,
+        };
+        Self { head_only: request.method() == Method::HEAD, operation, stream }
+    }
+
+    /// The answer is a model's, and always has something in it.
+    fn is_of_a_model(self) -> bool {
+        matches!(self.operation, Operation::Chat | Operation::Embeddings)
     }
 }
 
@@ -68,16 +94,17 @@ struct Reading {
     frames: Frames,
     max: u64,
     watch: Watch,
+    expected: Expected,
 }
 
 impl<F, B> ResponseFuture<F, B> {
-    pub(crate) fn new(future: F, head_only: bool, upstream: Arc<Upstream>) -> Self {
+    pub(crate) fn new(future: F, expected: Expected, upstream: Arc<Upstream>) -> Self {
         let watch = Watch::start(upstream.limits);
-        Self { state: State::Head { future, watch }, head_only, upstream }
+        Self { state: State::Head { future, watch }, expected, upstream }
     }
 
-    pub(crate) fn failed(error: Error, upstream: Arc<Upstream>) -> Self {
-        Self { state: State::Failed { error }, head_only: false, upstream }
+    pub(crate) fn failed(error: Error, expected: Expected, upstream: Arc<Upstream>) -> Self {
+        Self { state: State::Failed { error }, expected, upstream }
     }
 }
 
@@ -107,23 +134,25 @@ where
                     let (mut head, body) = response.into_parts();
                     // That is what the connection speaks, and the client has another one.
                     head.version = Version::default();
-                    if *this.head_only || head.status == StatusCode::NO_CONTENT {
+                    let empty = head.status == StatusCode::NO_CONTENT && !this.expected.is_of_a_model();
+                    if this.expected.head_only || empty {
                         clean_response(&mut head.headers);
                         return Poll::Ready(Ok(Response::from_parts(
                             head,
                             ResponseBody::whole(Frames::default()),
                         )));
                     }
-                    let kind = Kind::of(&head)?;
+                    let kind = Kind::of(&head, *this.expected)?;
                     clean_response(&mut head.headers);
                     if let Kind::Events = kind {
                         let usage = UsageReport::default();
                         head.extensions.insert(usage.clone());
-                        let events = Events::new(body, watch, usage);
+                        let events = Events::new(body, watch, usage, this.upstream.clone());
                         return Poll::Ready(Ok(Response::from_parts(head, ResponseBody::events(events))));
                     }
                     let max = if let Kind::Error = kind { MAX_ERROR } else { this.upstream.max_response };
-                    let reading = Reading { head, frames: Frames::default(), max, watch };
+                    let reading =
+                        Reading { head, frames: Frames::default(), max, watch, expected: *this.expected };
                     this.state.set(State::Body { body, reading });
                 }
                 StateProj::Body { body, reading } => {
@@ -152,7 +181,7 @@ enum Kind {
 }
 
 impl Kind {
-    fn of(head: &Parts) -> Result<Self, Error> {
+    fn of(head: &Parts, expected: Expected) -> Result<Self, Error> {
         let malformed = |message: String| Err(Error::new(Class::Malformed, message));
         let status = head.status;
         if status.is_client_error() || status.is_server_error() {
@@ -164,6 +193,11 @@ impl Kind {
                 "the upstream answered with status {status}, which is no answer to an API call"
             ));
         }
+        if matches!(status.as_u16(), 204..=206) && expected.is_of_a_model() {
+            return malformed(format!(
+                "the upstream answered with status {status}, which is no whole answer"
+            ));
+        }
         if let Some(encoding) = head.headers.get(CONTENT_ENCODING).filter(|encoding| *encoding != "identity")
         {
             return malformed(format!(
@@ -171,7 +205,10 @@ impl Kind {
             ));
         }
         if is_event_stream(&head.headers) {
-            Ok(Self::Events)
+            match expected.stream {
+                Some(false) => malformed("the upstream's answer is a stream, which nobody asked for".into()),
+                _ => Ok(Self::Events),
+            }
         } else if is_json(&head.headers) {
             Ok(Self::Json)
         } else {
@@ -222,28 +259,52 @@ impl Reading {
     }
 
     fn finish<B>(mut self, secret: Option<&str>) -> Result<Response<ResponseBody<B>>, Error> {
+        let body = self.frames.concat();
+        let secrets = secret.as_slice();
+        let (status, headers) = (self.head.status, &self.head.headers);
         if self.is_error() {
-            return Ok(self.error_response(secret));
+            let error = Error::of_response(status, headers, &body, secrets);
+            return Ok(self.error_response(error, status, &body, secrets));
         }
-        // Not parsed, but what was cut or is no JSON at all rarely begins and ends as JSON does.
-        let ends = (self.frames.first_byte(), self.frames.last_byte());
-        if !matches!(ends, (Some(b'{'), Some(b'}')) | (Some(b'['), Some(b']'))) {
-            let message =
-                format!("the upstream's answer is no whole JSON document ({} bytes)", self.frames.len());
+        if !is_document(&body, self.expected.operation) {
+            let message = format!("the upstream's answer is no whole JSON document ({} bytes)", body.len());
             return Err(Error::new(Class::Malformed, message));
         }
-        if let Some(usage) = Usage::of_json(&self.frames.concat()) {
+        if self.expected.is_of_a_model()
+            && let Some(error) = Error::of_answer(headers, &body, secrets)
+        {
+            let status = error.status();
+            return Ok(self.error_response(error, status, &body, secrets));
+        }
+        if self.expected.stream == Some(true) {
+            let message = "the upstream's answer is no stream, which was asked for";
+            return Err(Error::new(Class::Malformed, message));
+        }
+        if let Some(usage) = Usage::of_json(&body) {
             self.head.extensions.insert(UsageReport::of(usage));
         }
         Ok(Response::from_parts(self.head, ResponseBody::whole(self.frames)))
     }
 
-    fn error_response<B>(mut self, secret: Option<&str>) -> Response<ResponseBody<B>> {
-        let body = self.frames.concat();
-        let secrets: &[&str] = secret.as_slice();
-        let error = Error::of_response(self.head.status, &self.head.headers, &body, secrets);
-        let original = error.class() != Class::Auth && is_error_object(&body) && !names(&body, secret);
-        let frames = if original {
+    fn set_status(&mut self, status: StatusCode) {
+        if status != self.head.status {
+            self.head.status = status;
+            // hyper notes the words of a status line that are not the usual ones, and writes them behind any status.
+            #[cfg(any(feature = "client", feature = "mock"))]
+            self.head.extensions.remove::<hyper::ext::ReasonPhrase>();
+        }
+    }
+
+    /// With this status, and in the upstream's words where they can be passed on.
+    fn error_response<B>(
+        mut self,
+        error: Error,
+        status: StatusCode,
+        body: &[u8],
+        secrets: &[&str],
+    ) -> Response<ResponseBody<B>> {
+        self.set_status(status);
+        let frames = if error.passes(body, secrets) {
             if !error.is_transient() {
                 // Else OpenAI's clients would try a 429 again that says that the quota is used up.
                 let headers = &mut self.head.headers;
@@ -252,7 +313,7 @@ impl Reading {
             self.frames
         } else {
             let (told, _) = error.to_response().into_parts();
-            self.head.status = told.status;
+            self.set_status(told.status);
             for name in OF_THE_BYTES {
                 self.head.headers.remove(name);
             }
@@ -266,18 +327,12 @@ impl Reading {
     }
 }
 
-/// Whether a body has the shape of OpenAI's errors, and so can be passed on as it is.
-fn is_error_object(body: &[u8]) -> bool {
-    #[derive(Deserialize)]
-    struct Outer<'a> {
-        #[serde(borrow)]
-        error: &'a RawValue,
-    }
-    serde_json::from_slice::<Outer<'_>>(body).is_ok_and(|outer| outer.error.get().starts_with('{'))
-}
-
-fn names(body: &[u8], secret: Option<&str>) -> bool {
-    secret.is_some_and(|secret| memchr::memmem::find(body, secret.as_bytes()).is_some())
+/// Whether the answer to this operation is there from its beginning to its end. Of what nobody here knows, all that can be
+/// said is whether it begins and ends as JSON does.
+fn is_document(body: &[u8], operation: Operation) -> bool {
+    let text = body.trim_ascii();
+    let ends = matches!((text.first(), text.last()), (Some(b'{'), Some(b'}')) | (Some(b'['), Some(b']')));
+    ends && (operation == Operation::Other || is_well_formed(text))
 }
 
 fn cut(error: BoxError) -> Error {

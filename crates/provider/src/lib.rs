@@ -13,6 +13,7 @@ mod events;
 mod facts;
 mod future;
 mod intake;
+mod json;
 mod limits;
 mod media;
 #[cfg(feature = "mock")]

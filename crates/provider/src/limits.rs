@@ -88,6 +88,13 @@ impl Watch {
         self.due = None;
     }
 
+    /// All is there, but for the end of the body. That comes at once, or the connection is not worth more of a wait.
+    pub(crate) fn closing(&mut self) {
+        const CLOSING: Duration = Duration::from_millis(50);
+        self.limits.idle = self.limits.idle.min(CLOSING);
+        self.frame();
+    }
+
     /// To be polled when the upstream has nothing: ready with an error when it had nothing for too long.
     pub(crate) fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
         let due = self.due();

@@ -11,7 +11,7 @@ use std::{
 };
 
 use bartizan_core::{BoxError, Budget, Class as Outcome, Rejected, RetryAfter, headers};
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response};
 use tokio::time::{Instant, Sleep, sleep};
 use tower::retry::{Policy, budget::Budget as Share};
 
@@ -23,7 +23,9 @@ use crate::{Class, Error, error::SHOULD_RETRY};
 /// time ([`Error::is_transient`], or by their status 408, 409, 429 and 5xx), after as long as the upstream says
 /// (`retry-after-ms`, `Retry-After` and its relatives), or else after half a second, twice as long each time up to eight
 /// seconds, less up to a quarter of it at random. What cannot succeed is not tried again: refused credentials, a quota that
-/// is used up, a context that is too long, and an upstream that wants more patience than there is.
+/// is used up, a context that is too long, and an upstream that wants more patience than there is. A failure that was tried
+/// again in vain says `x-should-retry: false`, or being an [`Error`] [`RetryAfter::Never`], or those clients would do it all
+/// once more.
 ///
 /// A [`Budget`] in the request's extensions bounds retries and fallbacks together: each further call takes one from it, and
 /// none is made that would begin after its deadline. Refusals of other layers are not tried again, unless they say that the
@@ -156,6 +158,28 @@ impl RetryPolicy {
         Some(wait)
     }
 
+    /// The wait for the next try, or the last result, which tells if it was not the first.
+    fn again<B, R: InVain, E: InVain>(
+        &mut self,
+        request: &Request<B>,
+        said: Said,
+        result: &mut Result<R, E>,
+    ) -> Option<Sleep> {
+        let wait = self.next(request, said);
+        if wait.is_none() && self.made > 0 && matches!(said, Said::Again(_)) {
+            match result {
+                Ok(response) => response.tell(),
+                Err(error) => error.tell(),
+            }
+        }
+        wait.map(sleep)
+    }
+
+    /// tower shows results only of requests that could be made again. Of retries the last one is looked at, too.
+    fn looks_at_next(&self) -> bool {
+        self.left > 0 || self.made > 0
+    }
+
     fn delay(&self) -> Duration {
         let doubled = self.first_delay.saturating_mul(1_u32.checked_shl(self.made).unwrap_or(u32::MAX));
         let delay = doubled.min(self.longest_delay);
@@ -197,7 +221,7 @@ fn of_response<B>(response: &Response<B>) -> Said {
         None => Said::Again(headers::retry_after(response.headers())),
     };
     let status = response.status();
-    match response.headers().get(&SHOULD_RETRY).map(http::HeaderValue::as_bytes) {
+    match response.headers().get(&SHOULD_RETRY).map(HeaderValue::as_bytes) {
         Some(b"true") => Said::Again(headers::retry_after(response.headers())),
         Some(b"false") if status.is_client_error() || status.is_server_error() => Said::Never,
         _ if status.is_client_error() || status.is_server_error() => failure(),
@@ -217,6 +241,37 @@ fn of_error(error: &(dyn StdError + 'static)) -> Said {
     }
 }
 
+/// A failure that was tried again in vain. Whoever has made the call would only do what was done already.
+trait InVain {
+    fn tell(&mut self);
+}
+
+impl<R> InVain for Response<R> {
+    fn tell(&mut self) {
+        self.headers_mut().insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+    }
+}
+
+impl InVain for Error {
+    fn tell(&mut self) {
+        self.set_retry_after(RetryAfter::Never);
+    }
+}
+
+impl InVain for BoxError {
+    fn tell(&mut self) {
+        if let Some(error) = self.downcast_mut::<Error>() {
+            return error.tell();
+        }
+        // Told in its words, with what was wrapped around it. What others have refused is theirs to tell.
+        if let Some(mut told) = Error::outermost(&**self).map(Error::retold) {
+            told.tell();
+            let error = std::mem::replace(self, BoxError::from(""));
+            *self = told.with_source(error).into();
+        }
+    }
+}
+
 impl<B: Clone, R> Policy<Request<B>, Response<R>, BoxError> for RetryPolicy {
     type Future = Sleep;
 
@@ -226,11 +281,11 @@ impl<B: Clone, R> Policy<Request<B>, Response<R>, BoxError> for RetryPolicy {
         result: &mut Result<Response<R>, BoxError>,
     ) -> Option<Sleep> {
         let said = result.as_ref().map_or_else(|error| of_error(&**error), of_response);
-        self.next(request, said).map(sleep)
+        self.again(request, said, result)
     }
 
     fn clone_request(&mut self, request: &Request<B>) -> Option<Request<B>> {
-        (self.left > 0).then(|| request.clone())
+        self.looks_at_next().then(|| request.clone())
     }
 }
 
@@ -239,11 +294,11 @@ impl<B: Clone, R> Policy<Request<B>, Response<R>, Error> for RetryPolicy {
 
     fn retry(&mut self, request: &mut Request<B>, result: &mut Result<Response<R>, Error>) -> Option<Sleep> {
         let said = result.as_ref().map_or_else(|error| of_error(error), of_response);
-        self.next(request, said).map(sleep)
+        self.again(request, said, result)
     }
 
     fn clone_request(&mut self, request: &Request<B>) -> Option<Request<B>> {
-        (self.left > 0).then(|| request.clone())
+        self.looks_at_next().then(|| request.clone())
     }
 }
 

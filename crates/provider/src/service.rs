@@ -7,7 +7,7 @@ use std::{
 use bartizan_core::BoxError;
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri,
+    HeaderMap, HeaderName, HeaderValue, Request, Response, Uri,
     header::{
         ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, FORWARDED, HOST,
         PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
@@ -19,7 +19,7 @@ use http_body_util::Full;
 use secrecy::{ExposeSecret, SecretString};
 use tower_service::Service;
 
-use crate::{Class, Error, Facts, Limits, Operation, ResponseBody, ResponseFuture};
+use crate::{Class, Error, Facts, Limits, Operation, ResponseBody, ResponseFuture, future::Expected};
 
 /// An OpenAI-compatible upstream: OpenAI, Azure, vLLM, Ollama, Groq, Mistral and many more.
 ///
@@ -34,11 +34,16 @@ use crate::{Class, Error, Facts, Limits, Operation, ResponseBody, ResponseFuture
 /// # Behaviour
 ///
 /// Ready when the transport is. An answer that is no event stream is read whole, up to a bound, before the call
-/// resolves, so one that is cut or garbled becomes an error instead of a broken 200. A stream resolves with its head and
-/// passes on every whole event at once, all that arrived together in one frame. It never ends silently: where the
-/// upstream stops without `data: [DONE]`, breaks off, stalls or sends what is no event, the body ends with an [`Error`]
-/// ([`ErrorEventsLayer`](crate::ErrorEventsLayer) turns that into an event for the client). Dropping the future or the body drops
-/// the transport's, which closes the connection.
+/// resolves, so one that is cut or garbled becomes an error instead of a broken 200: it must be JSON from its first byte to
+/// its last, nested no deeper than 127 levels, or at paths of which no [`Operation`] is known begin and end as JSON does.
+///
+/// A stream resolves with its head and passes on every whole event at once, all that arrived together in one frame. It
+/// never ends silently: where the upstream stops without `data: [DONE]`, breaks off, stalls, sends what is no event or one
+/// that is an error, the body ends with an [`Error`] ([`ErrorEventsLayer`](crate::ErrorEventsLayer) turns that into an event
+/// for the client, or back into it). `data: [DONE]` is the last event, whatever the upstream sends behind it: the body of the
+/// transport has 50 ms to end there, for its connection to be used again, and is let go.
+///
+/// Dropping the future or the body drops the transport's, which closes the connection.
 ///
 /// # Errors
 ///
@@ -46,6 +51,10 @@ use crate::{Class, Error, Facts, Limits, Operation, ResponseBody, ResponseFuture
 /// answer is malformed. An error *response* of the upstream is no error but a response with its status, as with any
 /// HTTP service; the [`Error`] that it means rides in its extensions as `Arc<Error>`, so nobody has to parse it again.
 /// Keys that an error response quotes are taken out.
+///
+/// Of chats and embeddings it is known what an answer looks like. One of 200 that is `{"error":{..}}` is such an error
+/// response, with the status of its class. Malformed are 204, 205 and 206, a stream of embeddings and, where the request
+/// carries its [`Facts`], a stream that nobody asked for, or none where it was asked for: neither is what the client reads.
 ///
 /// # Example
 ///
@@ -205,15 +214,13 @@ where
     }
 
     fn call(&mut self, request: Request<Bytes>) -> Self::Future {
-        let head_only = request.method() == Method::HEAD;
+        let expected = Expected::of(&request);
         match self.upstream.outgoing(request) {
-            Ok(request) => {
-                ResponseFuture::new(self.transport.call(request), head_only, self.upstream.clone())
-            }
+            Ok(request) => ResponseFuture::new(self.transport.call(request), expected, self.upstream.clone()),
             Err(error) => {
                 // Gives back what the transport granted: a call that is not made must not keep a permit.
                 self.transport = self.transport.clone();
-                ResponseFuture::failed(error, self.upstream.clone())
+                ResponseFuture::failed(error, expected, self.upstream.clone())
             }
         }
     }

@@ -106,7 +106,7 @@ impl Usage {
 }
 
 /// What stands behind a name and its colon.
-fn value(after_name: &[u8]) -> Option<&[u8]> {
+pub(crate) fn value(after_name: &[u8]) -> Option<&[u8]> {
     Some(after_name.trim_ascii_start().strip_prefix(b":")?.trim_ascii_start())
 }
 

@@ -1,7 +1,14 @@
 //! What a provider makes of answers that stop, stall, break or are none: always an error that says so, never a silent
 //! end. All on a paused clock, over a scripted transport.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use bartizan_core::{BoxError, RetryAfter};
 use bartizan_provider::{
@@ -15,7 +22,7 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use tokio::time::{Instant, sleep};
 use tower::{Layer, Service, ServiceExt, service_fn};
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 enum Step {
     Say(&'static str),
     Wait(u64),
@@ -46,6 +53,15 @@ async fn ask(
     headers: &'static [(&'static str, &'static str)],
     body: &'static [Step],
 ) -> Result<Response<ResponseBody<Script>>, Error> {
+    ask_for(question(), status, headers, body).await
+}
+
+async fn ask_for(
+    request: Request<Bytes>,
+    status: u16,
+    headers: &'static [(&'static str, &'static str)],
+    body: &'static [Step],
+) -> Result<Response<ResponseBody<Script>>, Error> {
     let transport = service_fn(move |_: Request<Full<Bytes>>| {
         let mut response = Response::builder().status(status);
         for (name, value) in headers {
@@ -55,12 +71,20 @@ async fn ask(
     });
     let provider = Provider::new(transport, "http://upstream.example/v1").unwrap();
     let mut provider = provider.api_key("sk-geheim1234".into());
-    provider.ready().await?.call(question()).await
+    provider.ready().await?.call(request).await
 }
 
 fn question() -> Request<Bytes> {
     let body = Bytes::from_static(br#"{"model":"m","stream":true}"#);
     Request::post("/v1/chat/completions").body(body).unwrap()
+}
+
+/// A request that somebody has read.
+fn read(path: &str, body: &'static str) -> Request<Bytes> {
+    let mut request = Request::post(path).body(Bytes::from(body)).unwrap();
+    let facts = Facts::read(Operation::of_path(path), request.body()).unwrap();
+    request.extensions_mut().insert(facts);
+    request
 }
 
 const EVENTS: &[(&str, &str)] = &[("content-type", "text/event-stream; charset=utf-8")];
@@ -156,6 +180,98 @@ async fn after_done_nothing_can_fail() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn nothing_comes_after_done() {
+    for (body, expected) in [
+        // The upstream has ended, so all is one frame.
+        (&[Say("data: 1\n\ndata: [DONE]\n\n: ping\n\n")][..], &["data: 1\n\ndata: [DONE]\n\n"][..]),
+        (&[Say("data: [DONE]\n\n"), Say("data: late\n\n"), Say("garbage")], &["data: [DONE]\n\n"]),
+        (&[Say("data: [DONE]\n\n"), Say("data: {\"error\":{}}\n\n"), Cut], &["data: [DONE]\n\n"]),
+        (&[Say("data: [DONE]\r\n\r\n"), Wait(1), Say("data: late\n\n")], &["data: [DONE]\r\n\r\n"]),
+        (
+            &[Say("data: 1\n\ndata: [DONE]\n\n: ping\n\n"), Wait(10), Say(": ping\n\n")],
+            &["data: 1\n\n", "data: [DONE]\n\n"],
+        ),
+        // It has not, nor will it: all was said.
+        (&[Say("data: 1\n\n"), Wait(1), Say("data: [DONE]\n\n"), Hang], &["data: 1\n\n", "data: [DONE]\n\n"]),
+        (&[Say("data: [DONE]\n\n"), Wait(49), Say(": ping\n\n"), Hang], &["data: [DONE]\n\n"]),
+    ] {
+        let started = Instant::now();
+        let (frames, ended) = stream(body).await;
+        assert_eq!(frames, expected);
+        assert!(ended.is_none());
+        assert!(started.elapsed() <= Duration::from_millis(52), "{:?} for {body:?}", started.elapsed());
+    }
+}
+
+/// What was said last is there when the stream says that it has ended, and the upstream's body is not kept for longer, nor
+/// listened to if it goes on talking.
+#[tokio::test(start_paused = true)]
+async fn the_end_lets_the_upstream_go() {
+    for (body, expected) in [
+        (vec![Say("data: 1\n\n"), Wait(1), Say("data: [DONE]\n\n"), Hang], "data: 1\n\ndata: [DONE]\n\n"),
+        (vec![Say("data: 1\n\n"), Wait(1), Say("data: {\"error\":{}}\n\n"), Hang], "data: 1\n\n"),
+        (vec![Say("data: [DONE]\n\n"); 10_000], "data: [DONE]\n\n"),
+    ] {
+        let read = Arc::new(AtomicUsize::new(0));
+        let (counted, steps): (_, &'static [Step]) = (read.clone(), body.leak());
+        let transport = service_fn(move |_: Request<Full<Bytes>>| {
+            let counted = counted.clone();
+            // It is held by the body, and shows by its count whether that is there.
+            let body = script(steps).map_frame(move |frame| {
+                counted.fetch_add(1, Relaxed);
+                frame
+            });
+            let response = Response::builder().header("content-type", "text/event-stream");
+            std::future::ready(Ok::<_, BoxError>(response.body(body).unwrap()))
+        });
+        let mut provider = Provider::new(transport, "http://upstream.example/v1").unwrap();
+        let mut body = provider.ready().await.unwrap().call(question()).await.unwrap().into_body();
+        drop(provider);
+        assert_eq!(Arc::strong_count(&read), 2, "the body is there");
+        let mut said = Vec::new();
+        while !body.is_end_stream() {
+            match body.frame().await {
+                Some(Ok(frame)) => said.extend(frame.into_data().unwrap()),
+                Some(Err(error)) => assert!(error.message().contains("told of an error")),
+                None => break,
+            }
+        }
+        assert_eq!(str::from_utf8(&said), Ok(expected));
+        assert_eq!(Arc::strong_count(&read), 1, "the body is still there");
+        assert!(read.load(Relaxed) < 2_000, "all of it was read");
+    }
+}
+
+/// As some send it.
+#[tokio::test(start_paused = true)]
+async fn the_last_event_needs_no_empty_line_if_it_is_the_end() {
+    for last in ["data: [DONE]", "data: [DONE]\n", "data:[DONE]\r\n", "data: [DONE]\r", ": bye\ndata: [DONE]"]
+    {
+        let (frames, ended) = stream(vec![Say("data: 1\n\n"), Wait(1), Say(last)].leak()).await;
+        assert!(ended.is_none(), "{last:?}");
+        let [first, last] = &frames[..] else { panic!("{last:?}: {frames:?}") };
+        assert_eq!(first, "data: 1\n\n");
+        assert!(
+            last.contains("[DONE]") && ["\n\n", "\r\n\n"].iter().any(|end| last.ends_with(end)),
+            "{last:?}"
+        );
+    }
+    // Nor if it is an error. All else has been cut off, and so has what breaks off.
+    let (_, ended) = stream(&[Say("data: {\"error\":{\"message\":\"boom\"}}")]).await;
+    assert_eq!(told(ended), (Class::Upstream, "boom".into()));
+    for body in [
+        &[Say("data: 1\n\ndata: 2")][..],
+        &[Say("data: 1\n\ndata: [DON")],
+        &[Say("data: 1\n\ndata: 2\ndata: [DONE]")],
+        &[Say("data: 1\n\ndata: [DONE]"), Cut],
+    ] {
+        let (frames, ended) = stream(body).await;
+        assert_eq!(frames, ["data: 1\n\n"], "{body:?}");
+        assert_eq!(told(ended).0, Class::Upstream);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn text_that_only_mentions_done_is_not_the_end() {
     for body in [
         &[Say("data: and then it said data: [DONE]\n\n")][..],
@@ -174,6 +290,80 @@ async fn garbage_is_malformed() {
     // A field that nobody knows is none of it, the standard says.
     let (_, ended) = stream(&[Say("data: 1\n\n"), Wait(1), Say("x: y\ndata: [DONE]\n\n")]).await;
     assert!(ended.is_none());
+}
+
+/// Pitfall 56: a stream that was answered with 200 fails by what it says, whatever it says after that.
+#[tokio::test(start_paused = true)]
+async fn an_error_event_is_the_error_of_the_stream() {
+    const ERROR: &str =
+        "data: {\"error\":{\"message\":\"boom\",\"code\":\"overloaded_error\",\"extra\":1}}\n\n";
+    for (body, before) in [
+        (&[Say(ERROR), Say("data: [DONE]\n\n")][..], &[][..]),
+        (&[Say(ERROR)], &[]),
+        (&[Say(ERROR), Cut], &[]),
+        (&[Say(": hi\n\n"), Say(ERROR), Say("data: 2\n\n"), Say("data: [DONE]\n\n")], &[": hi\n\n"]),
+        (&[Say("data: 1\n\n"), Wait(1), Say(ERROR), Say("data: [DONE]\n\n")], &["data: 1\n\n"]),
+    ] {
+        let (frames, ended) = stream(body).await;
+        assert_eq!(frames, before);
+        let error = ended.expect("it has failed");
+        assert_eq!((error.class(), error.message()), (Class::Overloaded, "boom"));
+        assert_eq!(error.event(), ERROR, "a client sees what the upstream has said");
+    }
+    // In one piece with what is good, and in the shapes of others, which are told in OpenAI's.
+    for (body, class) in [
+        ("data: 1\n\ndata: {\"error\":\"boom\"}\n\ndata: [DONE]\n\n", Class::Upstream),
+        (
+            "data: 1\n\nevent: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"rate_limit_error\",\"message\":\"boom\"}}\n\n",
+            Class::RateLimit,
+        ),
+        (
+            "data: 1\n\ndata: {\"object\":\"error\",\ndata: \"message\":\"boom\",\"code\":400}\n\n",
+            Class::BadRequest,
+        ),
+        (
+            "data: 1\n\ndata: {\"error\":{\"message\":\"boom\",\ndata:\"code\":\"timeout_error\"}}\n\n",
+            Class::Timeout,
+        ),
+    ] {
+        let body: &'static [Step] = vec![Say(body)].leak();
+        let (frames, ended) = stream(body).await;
+        assert_eq!(frames, ["data: 1\n\n"], "{body:?}");
+        let error = ended.expect("it has failed");
+        assert_eq!((error.class(), error.message()), (class, "boom"), "{body:?}");
+        let event = String::from_utf8(error.event().into()).unwrap();
+        assert!(event.starts_with("data: {\"") && event.contains("\"message\":\"boom\""), "{event}");
+        assert_eq!(event.matches('\n').count(), 2, "{event}");
+    }
+    let quoted = "data: {\"error\":{\"message\":\"key sk-geheim1234\"}}\n\n";
+    let error = stream(vec![Say(quoted)].leak()).await.1.unwrap();
+    let told = format!("{error:?} {:?}", error.event());
+    assert!(!told.contains("geheim"), "{told}");
+    let silent = "data: {\"error\":{}}\n\n";
+    let error = stream(vec![Say(silent)].leak()).await.1.unwrap();
+    assert_eq!(
+        (error.class(), error.message()),
+        (Class::Upstream, "the upstream told of an error, and not of which")
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_only_mentions_an_error_is_none() {
+    for data in [
+        r#"{"error":null,"choices":[]}"#,
+        r#"{"error":"","choices":[]}"#,
+        r#"{"error":false}"#,
+        r#"{"choices":[{"delta":{"content":"it said \"error\": {}"},"finish_reason":"error"}]}"#,
+        r#"{"choices":[{"error":{"message":"of this choice"}}]}"#,
+        r#""error""#,
+        r#"it is no JSON: "error": {"#,
+    ] {
+        let text = format!("data: {data}\n\n");
+        let body = vec![Say(text.clone().leak()), Wait(1), Say("data: [DONE]\n\n")].leak();
+        let (frames, ended) = stream(body).await;
+        assert!(ended.is_none(), "{data}");
+        assert_eq!(frames, [&text, "data: [DONE]\n\n"]);
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -265,8 +455,36 @@ async fn a_whole_answer_is_checked_before_its_head_is_passed_on() {
         (&[], Class::Malformed),
         (&[Say("<html></html>")], Class::Malformed),
         (&[Say("{"), Hang], Class::Timeout),
+        (&[Say("{this is not json at all}")], Class::Malformed),
+        (&[Say("{\"choices\":[{\"index\":0,\"message\":{\"content\":\"cut\"}}")], Class::Malformed),
+        (&[Say("{\"a\":1}"), Say("{\"a\":1}")], Class::Malformed),
     ] {
-        assert_eq!(ask(200, JSON, body).await.unwrap_err().class(), class);
+        let error = ask(200, JSON, body).await.unwrap_err();
+        assert_eq!(error.class(), class);
+        assert!(class != Class::Malformed || error.message().contains("no whole JSON document"), "{error}");
+    }
+}
+
+/// What is no UTF-8 is no JSON, and of what is said at other paths the provider knows no more than how it looks.
+#[tokio::test(start_paused = true)]
+async fn answers_are_checked_in_full_where_it_is_known_what_they_are() {
+    let of = async |path: &str, body: &'static [u8]| {
+        let transport = service_fn(move |_: Request<Full<Bytes>>| {
+            let response = Response::builder().header("content-type", "application/json");
+            std::future::ready(Ok::<_, BoxError>(response.body(Full::from(body)).unwrap()))
+        });
+        let mut provider = Provider::new(transport, "http://upstream.example/v1").unwrap();
+        let request = Request::post(path).body(Bytes::new()).unwrap();
+        let response = provider.ready().await.unwrap().call(request).await.map_err(|error| error.class())?;
+        assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), body);
+        Ok(())
+    };
+    for body in [&b"{\"a\":\"he\xff\xfeo\"}"[..], b"{\"a\":1}\n{\"a\":2}"] {
+        for path in ["/v1/chat/completions", "/v1/embeddings", "/v1/models", "/v1/models/m"] {
+            assert_eq!(of(path, body).await, Err(Class::Malformed), "{path}");
+        }
+        assert_eq!(of("/v1/batches", body).await, Ok(()));
+        assert_eq!(of("/v1/batches", &body[..5]).await, Err(Class::Malformed), "as before");
     }
 }
 
@@ -280,6 +498,99 @@ async fn what_is_no_answer_to_an_api_call_is_refused() {
     ] {
         assert_eq!(ask(status, headers, &[Say("{}")]).await.unwrap_err().class(), Class::Malformed);
     }
+}
+
+const CHAT: &str = "/v1/chat/completions";
+
+/// Whatever the status says: what it says of itself counts.
+#[tokio::test(start_paused = true)]
+async fn an_error_in_an_answer_of_200_is_an_error_response() {
+    const OVERLOADED: &str = r#"{"error":{"message":"no","type":"server_error","code":"overloaded_error"}}"#;
+    for (body, status, class) in [
+        (OVERLOADED, 503, Class::Overloaded),
+        (r#"{"error":{"message":"no","type":"rate_limit_error"}}"#, 429, Class::RateLimit),
+        (r#"{"error":{"message":"no","type":"invalid_request_error"}}"#, 400, Class::BadRequest),
+        (r#"{"error":{"message":"no","code":429}}"#, 429, Class::RateLimit),
+        (r#"{"error":{"message":"no","code":"insufficient_quota"}}"#, 429, Class::Quota),
+        (r#"{"id":"1","choices":[],"error":{"message":"no"}}"#, 502, Class::Upstream),
+    ] {
+        const WAIT: &[(&str, &str)] = &[("content-type", "application/json"), ("retry-after", "7")];
+        let steps: &'static [Step] = vec![Say(body)].leak();
+        // A stream was asked for or not, or nobody has looked.
+        for request in [
+            question(),
+            read(CHAT, r#"{"model":"m"}"#),
+            read(CHAT, r#"{"model":"m","stream":true}"#),
+            read("/v1/embeddings", r#"{"model":"m"}"#),
+        ] {
+            let response = ask_for(request, 200, WAIT, steps).await.unwrap();
+            assert_eq!(response.status(), status, "{body}");
+            let error = response.extensions().get::<Arc<Error>>().unwrap();
+            assert_eq!((error.class(), error.message()), (class, "no"));
+            assert_eq!(error.retry_after(), RetryAfter::After(Duration::from_secs(7)));
+            assert_eq!(response.headers().contains_key("x-should-retry"), !class.is_transient());
+            assert!(response.extensions().get::<UsageReport>().is_none());
+            assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), body, "in its words");
+        }
+    }
+    const QUOTED: &[Step] = &[Say(r#"{"error":"your key is sk-geheim1234"}"#)];
+    let response = ask(200, JSON, QUOTED).await.unwrap();
+    assert_eq!(response.status(), 502);
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    assert!(body.starts_with(br#"{"error":{"message":"your key is [redacted]""#), "{body:?}");
+
+    // There is none in these, or it means something else there.
+    const NONE: &[Step] = &[Say(r#"{"error":null,"choices":[{"error":1,"text":"\"error\":{}"}]}"#)];
+    assert_eq!(ask(200, JSON, NONE).await.unwrap().status(), 200);
+    const OTHER: &[Step] = &[Say(OVERLOADED)];
+    for path in ["/v1/fine_tuning/jobs/1", "/v1/responses", "/v1/models"] {
+        let request = Request::get(path).body(Bytes::new()).unwrap();
+        assert_eq!(ask_for(request, 200, JSON, OTHER).await.unwrap().status(), 200, "{path}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_part_of_an_answer_or_none_is_malformed() {
+    const WHOLE: &[Step] = &[Say("{}")];
+    for path in [CHAT, "/v1/embeddings"] {
+        for (status, body) in [(204, &[][..]), (205, &[]), (206, WHOLE)] {
+            let error = ask_for(read(path, r#"{"model":"m"}"#), status, JSON, body).await.unwrap_err();
+            assert_eq!(error.class(), Class::Malformed, "{path} {status}");
+            assert!(error.message().contains(&format!("status {status}")), "{error}");
+        }
+        assert_eq!(ask_for(read(path, r#"{"model":"m"}"#), 201, JSON, WHOLE).await.unwrap().status(), 201);
+    }
+    let delete = || Request::delete("/v1/models/m").body(Bytes::new()).unwrap();
+    assert_eq!(ask_for(delete(), 204, &[], &[]).await.unwrap().status(), 204);
+    let get = Request::get("/v1/batches/1").body(Bytes::new()).unwrap();
+    assert_eq!(ask_for(get, 206, JSON, WHOLE).await.unwrap().status(), 206);
+}
+
+/// Neither is what a client that asked for the other can read.
+#[tokio::test(start_paused = true)]
+async fn a_stream_or_none_as_it_was_asked_for() {
+    const WHOLE: &[Step] = &[Say("{\"choices\":[]}")];
+    const STREAM: &[Step] = &[Say("data: [DONE]\n\n")];
+    let plain = || read(CHAT, r#"{"model":"m"}"#);
+    let streamed = || read(CHAT, r#"{"model":"m","stream":true}"#);
+    assert!(ask_for(plain(), 200, JSON, WHOLE).await.is_ok());
+    assert!(ask_for(streamed(), 200, EVENTS, STREAM).await.is_ok());
+    for (request, headers, body, words) in [
+        (streamed(), JSON, WHOLE, "no stream"),
+        (plain(), EVENTS, STREAM, "a stream"),
+        (read("/v1/embeddings", r#"{"model":"m"}"#), EVENTS, STREAM, "a stream"),
+    ] {
+        let error = ask_for(request, 200, headers, body).await.unwrap_err();
+        assert_eq!(error.class(), Class::Malformed);
+        assert!(error.message().contains(words), "{error}");
+    }
+    // Nobody knows what these asked for.
+    let mut changed = plain();
+    *changed.body_mut() = Bytes::from_static(br#"{"stream":true,"model":"m"}"#);
+    for request in [question(), changed] {
+        assert!(ask_for(request, 200, EVENTS, STREAM).await.is_ok());
+    }
+    assert!(ask(200, JSON, WHOLE).await.is_ok());
 }
 
 #[tokio::test(start_paused = true)]
@@ -439,7 +750,6 @@ async fn a_call_that_is_not_made_gives_the_transports_permit_back() {
 
 #[tokio::test(start_paused = true)]
 async fn answers_without_a_body_have_nothing_to_check() {
-    assert_eq!(ask(204, &[], &[]).await.unwrap().status(), 204);
     let transport = service_fn(|_: Request<Full<Bytes>>| {
         let response = Response::builder().header("content-type", "application/json");
         std::future::ready(Ok::<_, BoxError>(response.body(script(&[])).unwrap()))

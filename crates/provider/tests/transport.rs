@@ -109,6 +109,33 @@ async fn a_connection_is_used_again() {
     assert_eq!(upstream.transport.idle_connections(), 1);
 }
 
+/// The end of a body may come a little after that of its events, and is waited for. What waits for it are the events' last
+/// only: all others are passed on.
+#[tokio::test]
+async fn a_connection_whose_stream_ends_late_is_used_again_and_one_whose_does_not_is_closed() {
+    let upstream = Upstream::new().await;
+    let first = upstream.call();
+    let mut io = upstream.accept().await;
+    request(&mut io).await;
+    say(&mut io, &format!("{STREAM}17\r\ndata: 1\n\ndata: [DONE]\n\n\r\n")).await;
+    let mut body = first.await.unwrap().unwrap().into_body();
+    assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "data: 1\n\n");
+    say(&mut io, "0\r\n\r\n").await;
+    turn_the_reactor().await;
+    assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "data: [DONE]\n\n");
+    assert!(body.is_end_stream());
+    assert_eq!(upstream.transport.idle_connections(), 1);
+
+    let second = upstream.call();
+    request(&mut io).await;
+    say(&mut io, &format!("{STREAM}e\r\ndata: [DONE]\n\n\r\n")).await;
+    let mut body = second.await.unwrap().unwrap().into_body();
+    assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "data: [DONE]\n\n");
+    assert!(body.is_end_stream());
+    assert_eq!(upstream.transport.idle_connections(), 0);
+    assert_eq!(io.read(&mut [0]).await.unwrap(), 0, "it is closed, although the body is still there");
+}
+
 /// A version is a connection's, and the client's connection is another one: a server that is handed an answer "in HTTP/1.0"
 /// would close its own after it, and could send no chunks.
 #[tokio::test]
@@ -125,6 +152,31 @@ async fn the_version_of_an_upstream_is_its_own() {
         say(&mut io, answer).await;
         drop(io);
         assert_eq!(call.await.unwrap().unwrap().version(), http::Version::HTTP_11, "{answer}");
+    }
+}
+
+/// A server would write the words behind a status that they are not of.
+#[tokio::test]
+async fn the_words_of_a_status_go_with_it() {
+    let json = "content-type: application/json\r\nconnection: close\r\n\r\n{\"error\":{\"message\":\"no\"}}";
+    let text = "content-type: text/plain\r\nconnection: close\r\n\r\noops";
+    for (status, rest, expected) in [
+        ("429 Slow Down", json, Some("Slow Down")),
+        ("429 Slow Down", text, Some("Slow Down")),
+        ("500 Oops", json, Some("Oops")),
+        ("500 Oops", text, None),
+        ("200 Fine", json, None),
+    ] {
+        let upstream = Upstream::new().await;
+        let call = upstream.call();
+        let mut io = upstream.accept().await;
+        request(&mut io).await;
+        say(&mut io, &format!("HTTP/1.1 {status}\r\n{rest}")).await;
+        drop(io);
+        let response = call.await.unwrap().unwrap();
+        let words = response.extensions().get::<hyper::ext::ReasonPhrase>();
+        let words = words.map(|words| str::from_utf8(words.as_bytes()).unwrap());
+        assert_eq!(words, expected, "{status} became {}", response.status());
     }
 }
 

@@ -149,7 +149,7 @@ where
 
 /// What the upstream had left when it answered is not what it has now.
 fn forget_limits(headers: &mut HeaderMap) {
-    let told: Vec<_> = headers.keys().filter(|name| name.as_str().contains("ratelimit-")).cloned().collect();
+    let told: Vec<_> = headers.keys().filter(|name| name.as_str().contains("ratelimit")).cloned().collect();
     told.iter().for_each(|name| _ = headers.remove(name));
 }
 

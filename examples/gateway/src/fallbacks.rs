@@ -16,8 +16,9 @@ use bartizan_core::{
     BoxError, Budget, Class as Outcome, Classify, Rejected, RejectionKind, RetryAfter, headers,
 };
 use bartizan_fallback::{
-    Attempt, Cloned, Commit, CommitLayer, Exhausted, FailedResponse, Fallback, FallbackService, Http, Listed,
-    LlmEvents, LlmWatch, NotBegun, One, Or, ServedBy, Skipped, TargetStats,
+    Attempt, Cloned, Commit, CommitLayer, Exhausted, FailedResponse, Fallback, FallbackService, FirstChunk,
+    FirstEvent, Http, Listed, LlmEvents, LlmWatch, NotBegun, One, Or, ServedBy, Skipped, Step, TargetStats,
+    Watch,
 };
 use bartizan_provider::{Class, Error, RetryPolicy};
 use bytes::Bytes;
@@ -29,7 +30,11 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, response::Part
 use http_body_util::{Either as EitherBody, Full};
 use serde_json::{Value, json};
 use tokio::time::Instant;
-use tower::{Layer, Service, ServiceBuilder, ServiceExt, util::Oneshot};
+use tower::{
+    Layer, Service, ServiceBuilder, ServiceExt,
+    layer::util::Stack,
+    util::{MapErrLayer, Oneshot},
+};
 
 use crate::{
     ask::{AnswerBody, Ask},
@@ -64,18 +69,18 @@ impl Fallbacks {
         }
     }
 
-    /// Makes of a stream that fails before it has said anything a call that has failed, if that makes a difference for this
-    /// model: others could answer, or it is asked again.
-    pub(crate) fn begun(&self, model: &Model) -> CommitLayer<Streams> {
+    /// Makes of a stream that fails before it has begun a call that has failed: who has asked is told by a status. It has
+    /// begun with its first byte, and where that makes a difference, because others could answer or the model is asked
+    /// again, with the first that it says.
+    pub(crate) fn begun(&self, model: &Model) -> Stack<CommitLayer<Streams>, MapErrLayer<Typed>> {
         let stands_in = self.lists.values().any(|lists| lists.all().any(|name| name == model.name));
-        let typed = || {
-            LlmEvents::new().error(|data| match Error::of_event(data, &[]) {
-                Some(error) => error.into(),
-                None => "the stream began with an error".into(),
-            })
+        let begins = match stands_in || !model.fallbacks.are_none() {
+            // An event that is an error comes as the error of the body.
+            true => Streams::Content(LlmEvents::new()),
+            false => Streams::Anything,
         };
-        let watched = stands_in || !model.fallbacks.are_none();
-        CommitLayer::new(Streams(watched.then(typed))).within(model.limits.first_frame)
+        let committed = CommitLayer::new(begins).within(model.limits.first_frame);
+        Stack::new(committed, MapErrLayer::new(typed as Typed))
     }
 
     /// One model, asked again as often as it may be, and saying who it is.
@@ -155,15 +160,65 @@ impl Fallbacks {
     }
 }
 
-/// What commits a stream, if anything does.
+type Typed = fn(BoxError) -> BoxError;
+
+/// An upstream's failure, if the provider below has seen none: a stream that says nothing, or nothing that says something.
+fn typed(error: BoxError) -> BoxError {
+    match error.downcast_ref::<NotBegun>() {
+        Some(start) if Error::find(start).is_none() => {
+            let class = if start.is_late() { Class::Timeout } else { Class::Malformed };
+            Error::new(class, start.to_string()).with_source(error).into()
+        }
+        _ => error,
+    }
+}
+
+/// What commits a stream.
 #[derive(Clone, Debug)]
-pub(crate) struct Streams(Option<LlmEvents>);
+pub(crate) enum Streams {
+    Anything,
+    Content(LlmEvents),
+}
 
 impl Commit for Streams {
-    type Watch = LlmWatch;
+    type Watch = Begun;
 
-    fn watch(&self, head: &Parts) -> Option<LlmWatch> {
-        self.0.as_ref()?.watch(head)
+    fn watch(&self, head: &Parts) -> Option<Begun> {
+        match self {
+            Self::Anything => FirstEvent.watch(head).map(|_| Begun::Anything(FirstChunk)),
+            Self::Content(events) => events.watch(head).map(Begun::Content),
+        }
+    }
+}
+
+/// Looks at one stream for [`Streams`].
+#[derive(Debug)]
+pub(crate) enum Begun {
+    /// A comment, too, or who waits would see nothing of what upstreams send to keep a connection.
+    Anything(FirstChunk),
+    Content(LlmWatch),
+}
+
+impl Watch for Begun {
+    fn chunk(&mut self, chunk: &Bytes) -> Step {
+        match self {
+            Self::Anything(first) => first.chunk(chunk),
+            Self::Content(events) => events.chunk(chunk),
+        }
+    }
+
+    fn pass(&mut self, chunk: &Bytes) {
+        match self {
+            Self::Anything(first) => first.pass(chunk),
+            Self::Content(events) => events.pass(chunk),
+        }
+    }
+
+    fn end(&mut self) -> Result<(), BoxError> {
+        match self {
+            Self::Anything(first) => first.end(),
+            Self::Content(events) => events.end(),
+        }
     }
 }
 
@@ -205,8 +260,7 @@ impl<B> Classify<Response<B>> for Judge {
 
 /// What a cause means; `None` if it is of no class.
 fn class_of(cause: &(dyn StdError + 'static)) -> Option<Class> {
-    let of_start = |start: &NotBegun| if start.is_late() { Class::Timeout } else { Class::Malformed };
-    error_of(cause).map(Error::class).or_else(|| cause.downcast_ref().map(of_start))
+    error_of(cause).map(Error::class)
 }
 
 fn error_of<'a>(cause: &'a (dyn StdError + 'static)) -> Option<&'a Error> {
@@ -335,10 +389,7 @@ pub(crate) fn refusal(error: &BoxError) -> Option<Response<Full<Bytes>>> {
 fn describe(tried: &[Attempt], skipped: &[Skipped]) -> String {
     let tried = tried.iter().map(|attempt| match error_of(attempt.cause()) {
         Some(error) => format!("{:?}: {}", attempt.name(), error.message()),
-        None => match class_of(attempt.cause()) {
-            Some(class) => format!("{:?}: {class}", attempt.name()),
-            None => format!("{:?}: it failed", attempt.name()),
-        },
+        None => format!("{:?}: it failed", attempt.name()),
     });
     let skipped = skipped.iter().map(|skipped| {
         let why = if skipped.is_aside() { "it is left alone as it has asked" } else { "it was not ready" };

@@ -283,6 +283,47 @@ async fn all_that_is_none() {
     front.stop().await;
 }
 
+/// Pitfall 56: an upstream that answers 200 and fails in its stream has failed, whatever it says after that.
+#[tokio::test]
+async fn streams_that_say_that_they_have_failed() {
+    let front = Front::start(&format!("failure_threshold = 100\n{HOUR}")).await;
+    let failed = "data: {\"error\":{\"message\":\"boom\",\"code\":\"overloaded_error\"}}\n\n";
+    let word = "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"Hello\"}}]}\n\n";
+    let role = "data: {\"choices\":[{\"index\":0,\"delta\":{\"role\":\"assistant\"}}]}\n\n";
+    let done = "data: [DONE]\n\n";
+    let events = |events: &[&'static str]| {
+        let frames: Vec<_> = events.iter().map(|event| Bytes::from_static(event.as_bytes())).collect();
+        Script::new().header("content-type", "text/event-stream").frames(frames)
+    };
+    // Of what has said nothing, no more is told than of an error response.
+    for script in [events(&[failed, done]), events(&[failed])] {
+        front.mock.script(script);
+        let answer = front.ask(GOOD_STREAM).await;
+        answer.assert_error(503, "service_unavailable_error", Some("overloaded_error"), "boom");
+        assert_eq!(answer.header("x-should-retry"), None, "{answer:?}");
+    }
+    for start in [role, word] {
+        front.mock.script(events(&[start, failed, done]));
+        let answer = front.ask(GOOD_STREAM).await;
+        assert_eq!((answer.status, &*answer.body), (200, &*format!("{start}{failed}")));
+    }
+    // Nor is an answer that is no stream but an error a good one.
+    for body in [GOOD, GOOD_STREAM] {
+        let error = json!({"error": {"message": "boom", "code": "overloaded_error"}}).to_string();
+        front.mock.script(Script::new().header("content-type", "application/json").body(error));
+        assert_eq!(front.ask(body).await.status, 503);
+    }
+    assert_part(&front.told("chat").await, &json!({"state": "closed", "calls": 6, "failures": 6}));
+    let health = exchange(
+        front.gateway.address,
+        b"GET /health HTTP/1.1\r\nhost: gateway\r\nconnection: close\r\n\r\n",
+    );
+    let health: Value = serde_json::from_str(&health.await.body).unwrap();
+    let chat = &health["provider_health"]["chat"];
+    assert_part(chat, &json!({"success_rate": 0.0, "errors": {"overloaded": 6}}));
+    front.stop().await;
+}
+
 #[tokio::test]
 async fn clients_that_go_decide_nothing() {
     let front = Front::start(&format!("failure_threshold = 1\n{HOUR}")).await;

@@ -190,6 +190,44 @@ async fn every_model_fails() {
     front.gateway.stop().await;
 }
 
+/// Pitfall 59, too: by retries alone. Who has asked once may ask again.
+#[tokio::test]
+async fn a_model_without_others_is_asked_again_and_fails() {
+    let overloaded = "data: {\"error\":{\"message\":\"no\",\"code\":\"overloaded_error\"}}\n\n";
+    let silent =
+        ": hi\n\ndata: {\"choices\":[{\"index\":0,\"delta\":{\"role\":\"assistant\"}}]}\n\n".repeat(2_000);
+    let stream = || Script::new().header("content-type", "text/event-stream");
+    for (retries, should_retry) in [(1, Some("false")), (0, None)] {
+        let rest = format!("[fallback]\nretries = {retries}\n[circuit_breaker]\nenabled = false");
+        let front = Front::start("", &rest).await;
+        for (script, body, status, name) in [
+            (Script::new().status(503).header("retry-after-ms", "1"), GOOD, 503, "service_unavailable_error"),
+            (Script::new().status(429).header("retry-after-ms", "1"), GOOD, 429, "rate_limit_error"),
+            (Script::new().fail(), GOOD, 502, "upstream_error"),
+            (Script::new().fail(), GOOD_STREAM, 502, "upstream_error"),
+            (Script::new().hang(), GOOD, 504, "timeout"),
+            (stream().body(overloaded), GOOD_STREAM, 503, "overloaded_error"),
+            (stream().body(silent.clone()), GOOD_STREAM, 502, "malformed_response"),
+        ] {
+            if retries == 0 && name == "malformed_response" {
+                // Nobody needs to know whether it says something.
+                continue;
+            }
+            let calls = front.chat.calls();
+            front.chat.script_always(script.clone());
+            let answer = front.ask(body).await;
+            assert_eq!(answer.status, status, "{script:?}: {answer:?}");
+            assert!(answer.body.contains(&format!(":\"{name}\"")), "{script:?}: {answer:?}");
+            assert_eq!(answer.header("x-should-retry"), should_retry, "{script:?}: {answer:?}");
+            assert_eq!(front.chat.calls(), calls + 1 + retries);
+        }
+        front.chat.script_always(Script::new());
+        let answer = front.ask(GOOD).await;
+        assert_eq!((answer.status, answer.header("x-should-retry")), (200, None));
+        front.gateway.stop().await;
+    }
+}
+
 /// A model that says when to come back is left alone until then, and others answer in its place.
 #[tokio::test]
 async fn a_model_that_says_when_to_come_back() {

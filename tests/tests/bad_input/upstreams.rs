@@ -104,6 +104,13 @@ async fn ask(answer: impl Into<Vec<u8>>, then: Then) -> [Answer; 2] {
     [plain, streamed]
 }
 
+/// What comes of an upstream that answers with a stream whatever it is asked for.
+async fn streamed(answer: impl Into<Vec<u8>>, then: Then) -> Answer {
+    let [plain, streamed] = ask(answer, then).await;
+    plain.assert_error(502, "api_error", Some("malformed_response"), "which nobody asked for");
+    streamed
+}
+
 #[tokio::test]
 async fn the_request_is_made_with_the_gateways_key() {
     let mut upstream = Raw::start(with_length(JSON, r#"{"id":"1"}"#), Then::Close).await;
@@ -186,6 +193,45 @@ async fn a_body_that_is_longer_than_it_says() {
     }
 }
 
+/// The length is the connection's, and the last byte looks as if that was all.
+#[tokio::test]
+async fn an_answer_that_only_looks_whole() {
+    let cut = r#"{"choices":[{"index":0,"message":{"role":"assistant","content":"hello"}"#;
+    for body in [cut, "{this is not json at all}"] {
+        let answer = format!("{}\r\n{body}", JSON.replace("1.1", "1.0"));
+        for answer in ask(answer, Then::Close).await {
+            answer.assert_error(502, "api_error", Some("malformed_response"), "no whole JSON document");
+        }
+    }
+}
+
+/// A client of OpenAI's would take it for a stream without a word in it.
+#[tokio::test]
+async fn a_stream_that_is_none() {
+    let [plain, streamed] = ask(with_length(JSON, r#"{"id":"1"}"#), Then::Close).await;
+    assert_eq!((plain.status, plain.body.as_str()), (200, r#"{"id":"1"}"#));
+    streamed.assert_error(502, "api_error", Some("malformed_response"), "no stream, which was asked for");
+}
+
+#[tokio::test]
+async fn an_answer_with_nothing_in_it_or_a_part() {
+    for answer in ask("HTTP/1.1 204 No Content\r\n\r\n", Then::Close).await {
+        answer.assert_error(502, "api_error", Some("malformed_response"), "status 204");
+    }
+    let part = JSON.replace("200 OK", "206 Partial Content");
+    for answer in ask(with_length(&part, r#"{"id":"1"}"#), Then::Close).await {
+        answer.assert_error(502, "api_error", Some("malformed_response"), "status 206");
+    }
+}
+
+#[tokio::test]
+async fn an_error_that_is_called_200() {
+    let error = r#"{"error":{"message":"no","type":"rate_limit_error","param":null,"code":"slow_down"}}"#;
+    for answer in ask(with_length(JSON, error), Then::Close).await {
+        answer.assert_error(429, "rate_limit_error", Some("slow_down"), "no");
+    }
+}
+
 #[tokio::test]
 async fn a_web_page() {
     let head = "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\n";
@@ -204,53 +250,74 @@ async fn a_web_page() {
 async fn a_stream_that_is_cut_within_an_event() {
     let half = &EVENT[..20];
     for body in [chunked(EVENTS, &[EVENT, half]), chunked(EVENTS, &[&format!("{EVENT}{half}")])] {
-        for answer in ask(body, Then::Close).await {
-            answer.assert_broken_stream(EVENT, "api_error", "upstream_error", "cut off");
-        }
+        let answer = streamed(body, Then::Close).await;
+        answer.assert_broken_stream(EVENT, "api_error", "upstream_error", "cut off");
     }
     // The length is the connection's: only `[DONE]` would say that this is all.
-    for answer in ask(format!("{EVENTS}\r\n{EVENT}{half}"), Then::Close).await {
-        answer.assert_broken_stream(EVENT, "api_error", "upstream_error", "[DONE]");
-    }
+    let answer = streamed(format!("{EVENTS}\r\n{EVENT}{half}"), Then::Close).await;
+    answer.assert_broken_stream(EVENT, "api_error", "upstream_error", "[DONE]");
 }
 
 #[tokio::test]
 async fn a_stream_that_ends_without_its_end() {
     let head = EVENTS.to_owned() + "connection: close\r\n";
-    for answer in ask(with_length(&head, EVENT), Then::Close).await {
-        answer.assert_broken_stream(EVENT, "api_error", "upstream_error", "[DONE]");
+    let answer = streamed(with_length(&head, EVENT), Then::Close).await;
+    answer.assert_broken_stream(EVENT, "api_error", "upstream_error", "[DONE]");
+    // Of which nothing was told yet: it is no stream but an error.
+    let answer = streamed(with_length(&head, ""), Then::Close).await;
+    answer.assert_error(502, "api_error", Some("upstream_error"), "[DONE]");
+}
+
+/// It has ended with its end: nobody waits for what else there may be, and the answer is a whole one.
+#[tokio::test]
+async fn a_stream_that_goes_on_after_its_end() {
+    let finish = "data: {\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n";
+    let done = "data: [DONE]\n\n";
+    for behind in [&[][..], &[EVENT], &["data: {\"error\":{}}\n\n", "what?"]] {
+        let answer = chunked(EVENTS, &[&[EVENT, finish, done], behind].concat());
+        let mut upstream = Raw::start(answer, Then::Stall).await;
+        let dedup = "[dedup]\nenabled = true\nttl_ms = 3_600_000\n".to_owned();
+        let gateway = Gateway::start("", &[model("chat", upstream.address, ""), dedup]).await;
+        for status in ["bartizan; fwd=miss", "bartizan; hit"] {
+            let answer = exchange(gateway.address, &chat(GOOD_STREAM)).await;
+            assert_eq!(answer.body, format!("{EVENT}{finish}{done}"));
+            assert!(answer.header("cache-status").is_some_and(|it| it.starts_with(status)), "{answer:?}");
+        }
+        upstream.request().await;
+        assert_eq!(soon("the gateway's close", upstream.seen.recv()).await, Some(Seen::Close));
+        gateway.stop().await;
     }
-    for answer in ask(with_length(&head, ""), Then::Close).await {
-        answer.assert_broken_stream("", "api_error", "upstream_error", "[DONE]");
-    }
+}
+
+/// An empty line more or less is no reason to throw an answer away.
+#[tokio::test]
+async fn a_stream_whose_end_lacks_its_empty_line() {
+    let head = EVENTS.to_owned() + "connection: close\r\n";
+    let answer = streamed(with_length(&head, format!("{EVENT}data: [DONE]")), Then::Close).await;
+    assert_eq!((answer.status, answer.body), (200, format!("{EVENT}data: [DONE]\n\n")));
 }
 
 #[tokio::test]
 async fn a_stream_that_stalls() {
-    for answer in ask(chunked(EVENTS, &[]), Then::Stall).await {
-        answer.assert_broken_stream("", "timeout_error", "timeout", "nothing within 201ms");
-    }
-    for answer in ask(chunked(EVENTS, &[EVENT, &EVENT[..20]]), Then::Stall).await {
-        answer.assert_broken_stream(EVENT, "timeout_error", "timeout", "nothing more for 202ms");
-    }
+    let answer = streamed(chunked(EVENTS, &[]), Then::Stall).await;
+    answer.assert_error(504, "timeout_error", Some("timeout"), "nothing within 201ms");
+    let answer = streamed(chunked(EVENTS, &[EVENT, &EVENT[..20]]), Then::Stall).await;
+    answer.assert_broken_stream(EVENT, "timeout_error", "timeout", "nothing more for 202ms");
 }
 
 #[tokio::test]
 async fn a_stream_with_garbage_in_it() {
     let mut chunks = chunked(EVENTS, &[EVENT]);
     chunks.extend_from_slice(b"this is no size\r\n");
-    for answer in ask(chunks, Then::Stall).await {
-        answer.assert_broken_stream(EVENT, "api_error", "upstream_error", "cut off");
-    }
-    for answer in ask(chunked(EVENTS, &["<html>502 Bad Gateway</html>\n\n"]), Then::Stall).await {
-        answer.assert_broken_stream("", "api_error", "malformed_response", "server-sent events");
-    }
+    let answer = streamed(chunks, Then::Stall).await;
+    answer.assert_broken_stream(EVENT, "api_error", "upstream_error", "cut off");
+    let answer = streamed(chunked(EVENTS, &["<html>502 Bad Gateway</html>\n\n"]), Then::Stall).await;
+    answer.assert_error(502, "api_error", Some("malformed_response"), "server-sent events");
     // In one piece with what is good.
     let body = [EVENT.as_bytes(), EVENT.as_bytes(), b"data: {\"\xff\xfe\n\n", EVENT.as_bytes()].concat();
     let stream = [format!("{EVENTS}\r\n").as_bytes(), &body].concat();
-    for answer in ask(stream, Then::Stall).await {
-        answer.assert_broken_stream(&EVENT.repeat(2), "api_error", "malformed_response", "not UTF-8");
-    }
+    let answer = streamed(stream, Then::Stall).await;
+    answer.assert_broken_stream(&EVENT.repeat(2), "api_error", "malformed_response", "not UTF-8");
 }
 
 #[tokio::test]

@@ -136,6 +136,49 @@ fn a_call_that_is_left_while_it_is_looked_at_ends_outside_of_the_lock() {
     assert!(table.parts.iter().all(|part| lock(&part.busy.0).aloft.is_empty()));
 }
 
+/// A key that looks at the table when it ends.
+#[test]
+fn keys_are_dropped_where_no_lock_is_held() {
+    type Known = Arc<Mutex<Option<Arc<Table<Nosy, usize>>>>>;
+    #[derive(Clone)]
+    struct Nosy(Known);
+
+    impl PartialEq for Nosy {
+        fn eq(&self, _: &Self) -> bool {
+            true
+        }
+    }
+
+    impl Eq for Nosy {}
+
+    impl Hash for Nosy {
+        fn hash<H: std::hash::Hasher>(&self, _: &mut H) {}
+    }
+
+    impl Drop for Nosy {
+        fn drop(&mut self) {
+            let known = lock(&self.0).clone();
+            known.inspect(|table| _ = table.stats());
+        }
+    }
+
+    let (done, is_done) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let (table, known) = (table::<Nosy>(1, 1), Known::default());
+        let Found::Leads(flight) = table.find(Identity::new(Nosy(known.clone())), never) else {
+            panic!("nobody asks")
+        };
+        *lock(&known) = Some(table.clone());
+        assert!(matches!(table.find(Identity::new(Nosy(known.clone())), never), Found::Joined(..)));
+        let other = Identity::new(Nosy(known.clone())).fingerprint([1; 32]);
+        assert!(matches!(table.find(other, never), Found::Conflict));
+        *lock(&known) = None;
+        drop(flight);
+        done.send(()).expect("somebody waits");
+    });
+    is_done.recv_timeout(Duration::from_secs(10)).expect("it waits for itself");
+}
+
 #[derive(Clone, Debug)]
 enum Op {
     Ask { key: u64, fingerprint: Option<u8>, no_cache: bool },

@@ -1,6 +1,8 @@
+use std::sync::atomic::AtomicUsize;
+
 use bartizan_core::RejectionKind;
 use http::StatusCode;
-use tower::retry::budget::TpsBudget;
+use tower::{ServiceBuilder, ServiceExt, retry::budget::TpsBudget, service_fn};
 
 use super::*;
 
@@ -142,4 +144,94 @@ async fn a_share_bounds_all_requests_together() {
     }
     let again = (0..20).filter(|_| policy.clone().next(&request, Said::Again(RetryAfter::Unknown)).is_some());
     assert_eq!(again.count(), 5);
+}
+
+/// What comes of calls that end like this, counted from 1, and of how many.
+async fn tried<E>(
+    retries: u32,
+    request: Request<()>,
+    answer: impl Fn(usize) -> Result<Response<()>, E> + Clone,
+) -> (Result<Response<()>, E>, usize)
+where
+    RetryPolicy: Policy<Request<()>, Response<()>, E, Future = Sleep>,
+{
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counted = calls.clone();
+    let inner = service_fn(move |_| std::future::ready(answer(counted.fetch_add(1, Relaxed) + 1)));
+    let policy = RetryPolicy::new().retries(retries);
+    let result = ServiceBuilder::new().retry(policy).service(inner).oneshot(request).await;
+    (result, calls.load(Relaxed))
+}
+
+const SHOULD: &str = "x-should-retry";
+
+fn header(answer: Result<Response<()>, BoxError>, name: &str) -> Option<String> {
+    Some(answer.unwrap().headers().get(name)?.to_str().unwrap().to_owned())
+}
+
+/// Pitfall 59: a client would only do again what was done already.
+#[tokio::test(start_paused = true)]
+async fn who_asks_is_told_that_it_was_tried_again() {
+    let failing =
+        |_| Ok::<_, BoxError>(provided(503, &[("retry-after", "7"), ("x-should-retry", "true")], ""));
+    let (answer, calls) = tried(2, Request::new(()), failing).await;
+    assert_eq!((calls, answer.as_ref().unwrap().status().as_u16()), (3, 503));
+    assert_eq!(of_response(answer.as_ref().unwrap()), Said::Never, "nor does another policy try again");
+    assert_eq!(answer.as_ref().unwrap().headers()["retry-after"], "7");
+    assert_eq!(header(answer, SHOULD), Some("false".into()));
+
+    // However it ends: nothing is left of the budget, or there is no time.
+    let mut request = Request::new(());
+    request.extensions_mut().insert(Budget::new(2));
+    let (answer, calls) = tried(9, request, failing).await;
+    assert_eq!((calls, header(answer, SHOULD)), (2, Some("false".into())));
+    let patience = |n| Ok::<_, BoxError>(provided(503, &[("retry-after", ["", "1", "70"][n])], ""));
+    let (answer, calls) = tried(9, Request::new(()), patience).await;
+    assert_eq!((calls, header(answer, SHOULD)), (2, Some("false".into())));
+
+    // It was not tried again, or it is an answer.
+    for retries in [0, 1] {
+        let patience = |_| Ok::<_, BoxError>(provided(503, &[("retry-after", "70")], ""));
+        let (answer, calls) = tried(retries, Request::new(()), patience).await;
+        assert_eq!((calls, header(answer, SHOULD)), (1, None));
+    }
+    let mended = |n| Ok::<_, BoxError>(if n == 1 { provided(503, &[], "") } else { response(200, &[]) });
+    let (answer, calls) = tried(1, Request::new(()), mended).await;
+    assert_eq!((calls, header(answer, SHOULD)), (2, None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn errors_tell_it_too() {
+    let failing = |_| Err(Error::new(Class::Connect, "refused").with_param("x"));
+    let error = tried(2, Request::new(()), failing).await.0.unwrap_err();
+    assert_eq!(error.to_string(), "cannot connect: refused (param `x`)");
+    assert_eq!((error.retry_after(), of_error(&error)), (RetryAfter::Never, Said::Never));
+    assert_eq!(error.to_response().headers()["x-should-retry"], "false");
+    let once = tried(0, Request::new(()), failing).await.0.unwrap_err();
+    assert_eq!(once.retry_after(), RetryAfter::Unknown);
+
+    // In a box, and in whatever has been wrapped around it, which is still there.
+    let boxed = tried(1, Request::new(()), |n| Err::<_, BoxError>(failing(n).unwrap_err().into())).await.0;
+    assert!(boxed.unwrap_err().downcast::<Error>().unwrap().source().is_none());
+    let wrapped = |_| {
+        Err::<Response<()>, BoxError>(
+            std::io::Error::other(Error::new(Class::Timeout, "late").with_code("slow")).into(),
+        )
+    };
+    let error = tried(1, Request::new(()), wrapped).await.0.unwrap_err().downcast::<Error>().unwrap();
+    assert_eq!((error.class(), error.message(), error.code()), (Class::Timeout, "late", Some("slow")));
+    assert_eq!(error.retry_after(), RetryAfter::Never);
+    assert!(error.source().unwrap().is::<std::io::Error>());
+
+    // What is not ours to tell stays as it is.
+    let refused = |_| {
+        Err::<Response<()>, BoxError>(
+            Rejected::new(RejectionKind::Exhausted, "layer")
+                .with_source(Error::new(Class::Connect, "no"))
+                .into(),
+        )
+    };
+    assert!(tried(1, Request::new(()), refused).await.0.unwrap_err().is::<Rejected>());
+    let strange = |_| Err::<Response<()>, BoxError>("the wire was cut".into());
+    assert_eq!(tried(1, Request::new(()), strange).await.0.unwrap_err().to_string(), "the wire was cut");
 }
