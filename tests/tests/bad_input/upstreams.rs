@@ -352,8 +352,9 @@ async fn a_redirect_is_not_followed() {
 async fn a_client_that_leaves_before_the_head() {
     let mut upstream = Raw::start("", Then::Stall).await;
     let gateway = Gateway::start("", &[model("chat", upstream.address, "")]).await;
-    for body in [GOOD, GOOD_STREAM] {
-        let connection = send(gateway.address, &chat(body)).await;
+    // Whatever follows the request.
+    for (body, more) in [(GOOD, ""), (GOOD_STREAM, ""), (GOOD, "GET "), (GOOD_STREAM, "\r\n")] {
+        let connection = send(gateway.address, &[&chat(body), more.as_bytes()].concat()).await;
         upstream.request().await;
         drop(connection);
         assert_eq!(soon("the client's close", upstream.seen.recv()).await, Some(Seen::Close));

@@ -122,7 +122,7 @@ fn a_late_result_changes_nothing() {
         circuit.with(Instant::now(), |machine, _| machine.reset());
         late.join().unwrap();
         let counted = circuit.with(Instant::now(), Machine::counted);
-        assert_eq!((word(circuit).state(), counted.run, counted.tallied.opens), (State::Closed, 0, 0));
+        assert_eq!((word(circuit).state(), counted.in_a_row, counted.tallied.opens), (State::Closed, 0, 0));
         assert!(counted.tallied.late <= 1);
     });
 }
@@ -139,7 +139,7 @@ fn a_success_that_writes_nothing_hides_no_failure() {
         let other = thread::spawn(move || call(Outcome::Success));
         call(FAILED);
         other.join().unwrap();
-        let run = circuit.with(Instant::now(), Machine::counted).run;
+        let run = circuit.with(Instant::now(), Machine::counted).in_a_row;
         assert_eq!(word(circuit).counts_successes(), run > 0);
         call(FAILED);
         assert_eq!(word(circuit).state() == State::Open, run == 1);
