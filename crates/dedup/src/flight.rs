@@ -180,7 +180,14 @@ impl<K: Eq + Clone, T> Flight<K, T> {
             |execution, cx| {
                 // A call that panics leaves before it is known to have: nobody joins it then.
                 let leaves = Leaves(self);
-                let landed = execution.as_mut().poll(cx).map(|result| self.land(result));
+                // Taken apart where it is: it is large, and to move what has just been written takes its time.
+                let landed = match execution.as_mut().poll(cx) {
+                    Poll::Pending => Poll::Pending,
+                    Poll::Ready(Ok(Recorded { tape, verdict, size })) => {
+                        Poll::Ready(self.answered(tape, verdict, size))
+                    }
+                    Poll::Ready(Err(error)) => Poll::Ready(self.failed(error)),
+                };
                 leaves.not();
                 landed.map(|landed| match is_alone() {
                     true => Yield::Own(landed.own(no_cache)),
@@ -190,45 +197,48 @@ impl<K: Eq + Clone, T> Flight<K, T> {
         )
     }
 
-    /// What becomes of the call's result. If all of it is there the call leaves the table, and is kept if it may be.
-    fn land(&self, result: Result<Recorded<T>, BoxError>) -> Landed<T> {
-        let failed = match &result {
-            Ok(recorded) => matches!(recorded.verdict, Verdict::Failure | Verdict::PrivateFailure),
-            Err(_) => true,
-        };
-        let stand_in =
-            failed.then(|| self.home.with(|table| table.stand_in(self))).flatten().flatten().map(Box::new);
-        let (arrival, verdict) = match result {
-            Ok(Recorded { tape, verdict, size }) => {
-                let arrival = match (verdict, size) {
-                    (Verdict::Private | Verdict::PrivateFailure, _) => {
-                        self.leave(!failed);
-                        Arrival::Shared(Outcome::Private(Arc::new(tape)))
-                    }
-                    (Verdict::Failure, size) => {
-                        // Of a refresh nobody reads on, so it would never be over.
-                        if size.is_some() || stand_in.is_some() || self.is_held() {
-                            self.leave(false);
-                        }
-                        Arrival::Shared(Outcome::Failure(Arc::new(tape)))
-                    }
-                    (Verdict::Keep(_) | Verdict::Share(_), Some(size)) => self.keep(tape, verdict, size),
-                    (Verdict::Keep(_) | Verdict::Share(_), None) => Arrival::Own(tape),
-                };
-                (arrival, verdict)
+    /// What becomes of the call's answer. If all of it is there the call leaves the table, and is kept if it may be.
+    fn answered(&self, tape: T, verdict: Verdict, size: Option<usize>) -> Landed<T> {
+        let (arrival, stand_in) = match (verdict, size) {
+            (Verdict::Keep(_) | Verdict::Share(_), Some(size)) => (self.keep(tape, verdict, size), None),
+            (Verdict::Keep(_) | Verdict::Share(_), None) => (Arrival::Own(tape), None),
+            (Verdict::Private, _) => {
+                self.leave(true);
+                (Arrival::Shared(Outcome::Private(Arc::new(tape))), None)
             }
-            Err(error) => {
-                let error = SharedError::new(error);
-                self.home.with(|table| match table.replay.keep_error() {
-                    Some(terms) if stand_in.is_none() && !table.serves(self) => {
-                        table.land(self, Err(error.clone()), size_of::<SharedError>(), terms);
-                    }
-                    _ => table.leave(self, false),
-                });
-                (Arrival::Shared(Outcome::Done(Err(error))), Verdict::Failure)
+            (Verdict::PrivateFailure, _) => {
+                let stand_in = self.stand_in();
+                self.leave(false);
+                (Arrival::Shared(Outcome::Private(Arc::new(tape))), stand_in)
+            }
+            (Verdict::Failure, size) => {
+                let stand_in = self.stand_in();
+                // Of a refresh nobody reads on, so it would never be over.
+                if size.is_some() || stand_in.is_some() || self.is_held() {
+                    self.leave(false);
+                }
+                (Arrival::Shared(Outcome::Failure(Arc::new(tape))), stand_in)
             }
         };
         Landed { arrival, stand_in, verdict }
+    }
+
+    /// The same of its error.
+    fn failed(&self, error: BoxError) -> Landed<T> {
+        let (error, stand_in) = (SharedError::new(error), self.stand_in());
+        self.home.with(|table| match table.replay.keep_error() {
+            Some(terms) if stand_in.is_none() && !table.serves(self) => {
+                table.land(self, Err(error.clone()), size_of::<SharedError>(), terms);
+            }
+            _ => table.leave(self, false),
+        });
+        let arrival = Arrival::Shared(Outcome::Done(Err(error)));
+        Landed { arrival, stand_in, verdict: Verdict::Failure }
+    }
+
+    /// What may be served in place of a failure.
+    fn stand_in(&self) -> Option<Box<(Arc<T>, Served)>> {
+        self.home.with(|table| table.stand_in(self)).flatten().map(Box::new)
     }
 
     /// Keeps an answer of which all is there, if it may be kept.

@@ -115,6 +115,9 @@ impl<K: Eq, V> Kept<K, V> {
     /// `look` runs under a lock.
     #[inline]
     pub(crate) fn look<R>(&self, key: &Hashed<K>, look: impl FnOnce(&V, &mut Asked) -> R) -> Option<R> {
+        if self.most == 0 {
+            return None;
+        }
         self.at(key, |_, Spot { held, asked }| held.as_ref().map(|(_, value)| look(value, asked)))
     }
 
@@ -126,9 +129,6 @@ impl<K: Eq, V> Kept<K, V> {
     /// What `look` says of the place of what is kept under this key.
     #[inline]
     fn at<R>(&self, key: &Hashed<K>, look: impl FnOnce(u32, &mut Spot<K, V>) -> Option<R>) -> Option<R> {
-        if self.most == 0 {
-            return None;
-        }
         let search = self.index().search(key.hash);
         for place in search {
             let mut spot = lock(self.place(place));
@@ -161,7 +161,11 @@ impl<K: Eq, V> Kept<K, V> {
         left
     }
 
+    #[inline]
     pub(crate) fn remove(&self, ledger: &mut Ledger, key: &Hashed<K>) -> Option<(Hashed<K>, V)> {
+        if self.most == 0 {
+            return None;
+        }
         let place = self.at(key, |place, _| Some(place))?;
         self.take(ledger, place)
     }
