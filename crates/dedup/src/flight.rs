@@ -132,7 +132,6 @@ impl<T> Flown<T> {
 struct Landed<T> {
     arrival: Arrival<T>,
     stand_in: Option<Box<(Arc<T>, Served)>>,
-    verdict: Verdict,
 }
 
 impl<T> Landed<T> {
@@ -143,12 +142,12 @@ impl<T> Landed<T> {
         }
     }
 
-    fn shared(self) -> Flown<T> {
+    fn shared(self, verdict: Verdict) -> Flown<T> {
         let outcome = match self.arrival {
             Arrival::Own(tape) => Outcome::Done(Ok(Arc::new(tape))),
             Arrival::Shared(outcome) => outcome,
         };
-        Flown { outcome, stand_in: self.stand_in, verdict: self.verdict }
+        Flown { outcome, stand_in: self.stand_in, verdict }
     }
 }
 
@@ -171,8 +170,6 @@ impl<K: Eq + Clone, T> Flight<K, T> {
     }
 
     fn poll(self: &Arc<Self>, place: &mut Place, no_cache: bool, cx: &mut Context<'_>) -> Poll<Arrival<T>> {
-        // Nobody finds it in the table any more, and those who did have gone.
-        let is_alone = || !self.aloft.load(Relaxed) && Arc::strong_count(self) == 1;
         self.relay.poll(
             place,
             cx,
@@ -180,25 +177,35 @@ impl<K: Eq + Clone, T> Flight<K, T> {
             |execution, cx| {
                 // A call that panics leaves before it is known to have: nobody joins it then.
                 let leaves = Leaves(self);
-                // Taken apart where it is: it is large, and to move what has just been written takes its time.
-                let landed = match execution.as_mut().poll(cx) {
-                    Poll::Pending => Poll::Pending,
-                    Poll::Ready(Ok(Recorded { tape, verdict, size })) => {
-                        Poll::Ready(self.answered(tape, verdict, size))
+                let polled = execution.as_mut().poll(cx);
+                let (landed, verdict) = match polled {
+                    Poll::Pending => {
+                        leaves.not();
+                        return Poll::Pending;
                     }
-                    Poll::Ready(Err(error)) => Poll::Ready(self.failed(error)),
+                    // What is large stays where it is: to move what has just been written takes its time.
+                    Poll::Ready(Ok(Recorded { tape, ref verdict, size })) => {
+                        (self.answered(tape, verdict, size), verdict)
+                    }
+                    Poll::Ready(Err(error)) => (self.failed(error), &Verdict::Failure),
                 };
                 leaves.not();
-                landed.map(|landed| match is_alone() {
-                    true => Yield::Own(landed.own(no_cache)),
-                    false => Yield::Shared(Box::new(landed.shared())),
+                Poll::Ready(if self.is_alone() {
+                    Yield::Own(landed.own(no_cache))
+                } else {
+                    Yield::Shared(Box::new(landed.shared(*verdict)))
                 })
             },
         )
     }
 
+    /// Whether nobody finds it in the table any more, and those who did have gone but for one.
+    fn is_alone(self: &Arc<Self>) -> bool {
+        !self.aloft.load(Relaxed) && Arc::strong_count(self) == 1
+    }
+
     /// What becomes of the call's answer. If all of it is there the call leaves the table, and is kept if it may be.
-    fn answered(&self, tape: T, verdict: Verdict, size: Option<usize>) -> Landed<T> {
+    fn answered(&self, tape: T, verdict: &Verdict, size: Option<usize>) -> Landed<T> {
         let (arrival, stand_in) = match (verdict, size) {
             (Verdict::Keep(_) | Verdict::Share(_), Some(size)) => (self.keep(tape, verdict, size), None),
             (Verdict::Keep(_) | Verdict::Share(_), None) => (Arrival::Own(tape), None),
@@ -220,7 +227,7 @@ impl<K: Eq + Clone, T> Flight<K, T> {
                 (Arrival::Shared(Outcome::Failure(Arc::new(tape))), stand_in)
             }
         };
-        Landed { arrival, stand_in, verdict }
+        Landed { arrival, stand_in }
     }
 
     /// The same of its error.
@@ -233,7 +240,7 @@ impl<K: Eq + Clone, T> Flight<K, T> {
             _ => table.leave(self, false),
         });
         let arrival = Arrival::Shared(Outcome::Done(Err(error)));
-        Landed { arrival, stand_in, verdict: Verdict::Failure }
+        Landed { arrival, stand_in }
     }
 
     /// What may be served in place of a failure.
@@ -242,7 +249,7 @@ impl<K: Eq + Clone, T> Flight<K, T> {
     }
 
     /// Keeps an answer of which all is there, if it may be kept.
-    fn keep(&self, tape: T, verdict: Verdict, size: usize) -> Arrival<T> {
+    fn keep(&self, tape: T, verdict: &Verdict, size: usize) -> Arrival<T> {
         let kept = self.home.with(|table| table.replay.keep(&tape, verdict, size));
         let Some((terms, size)) = kept.flatten() else {
             self.leave(true);
@@ -274,7 +281,7 @@ impl<K: Eq + Clone + Send + Sync, T: Send + Sync> Landing<T> for Flight<K, T> {
         });
         let Some((tape, verdict)) = flown else { return };
         let leaves = Leaves(self);
-        self.home.with(|table| match table.replay.keep(&tape, verdict, size) {
+        self.home.with(|table| match table.replay.keep(&tape, &verdict, size) {
             Some((terms, size)) => table.land(self, Ok(tape), size, terms),
             None => table.leave(self, verdict != Verdict::Failure),
         });

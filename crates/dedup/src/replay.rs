@@ -154,7 +154,7 @@ impl<T> Replay<T> {
     }
 
     /// For how long `tape`, which is complete, is kept, and how many bytes it has; `None` if it is not.
-    pub(crate) fn keep(&self, tape: &T, verdict: Verdict, size: usize) -> Option<(Terms, usize)> {
+    pub(crate) fn keep(&self, tape: &T, verdict: &Verdict, size: usize) -> Option<(Terms, usize)> {
         let limits = match verdict {
             Verdict::Keep(limits) => limits,
             Verdict::Share(limits) if self.cache_when.is_some() => limits,

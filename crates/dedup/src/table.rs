@@ -345,7 +345,9 @@ impl<K: Eq, T> Table<K, T> {
             return;
         }
         if supersedes {
-            _left = part.kept.remove(&mut inside.ledger, &flight.key);
+            if self.replay.keeps() {
+                _left = part.kept.remove(&mut inside.ledger, &flight.key);
+            }
         } else {
             _flight = part.let_go(flight);
         }
