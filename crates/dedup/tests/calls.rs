@@ -63,6 +63,14 @@ fn ask(dedup: &Words, inner: &Inner, key: &'static str) -> task::Spawn<Call> {
     task::spawn(Box::pin(layer.layer(service_fn(move |_| inner.call())).oneshot(key)))
 }
 
+/// The first call for `k`, from asking to its answer.
+fn be_answered(dedup: &Words, inner: &Inner, answer: &str) {
+    let mut call = ask(dedup, inner, "k");
+    assert_pending!(call.poll());
+    inner.answer(0, answer);
+    assert_eq!(assert_ready!(call.poll()).unwrap(), answer);
+}
+
 fn none() -> Words {
     Dedup::new(Replay::none())
 }
@@ -372,10 +380,7 @@ async fn a_stale_answer_is_served_while_a_new_one_is_fetched() {
         let replay = Replay::ttl(SECOND).stale_while_revalidate(SECOND);
         let replay = if by_callers { replay.refresh_by_callers() } else { replay };
         let (dedup, inner) = (Dedup::new(replay), Inner::default());
-        let mut call = ask(&dedup, &inner, "k");
-        assert_pending!(call.poll());
-        inner.answer(0, "old");
-        assert!(assert_ready!(call.poll()).is_ok());
+        be_answered(&dedup, &inner, "old");
         advance(SECOND).await;
         for _ in 0..3 {
             assert_eq!(assert_ready!(ask(&dedup, &inner, "k").poll()).unwrap(), "old");
@@ -395,10 +400,7 @@ async fn a_stale_answer_is_served_while_a_new_one_is_fetched() {
 async fn a_refresh_that_fails_is_tried_again_and_one_that_nobody_drives_is_dropped_with_the_answer() {
     let replay = Replay::ttl(SECOND).stale_while_revalidate(9 * SECOND).refresh_by_callers();
     let (dedup, inner) = (Dedup::new(replay), Inner::default());
-    let mut call = ask(&dedup, &inner, "k");
-    assert_pending!(call.poll());
-    inner.answer(0, "old");
-    assert!(assert_ready!(call.poll()).is_ok());
+    be_answered(&dedup, &inner, "old");
     advance(SECOND).await;
     let asks_again = || assert_ready!(ask(&dedup, &inner, "k").poll()).unwrap();
     assert_eq!(asks_again(), "old");
@@ -418,10 +420,7 @@ async fn a_refresh_that_hangs_does_not_keep_the_key() {
     for joined in [false, true] {
         let (dedup, inner) =
             (Dedup::new(Replay::ttl(SECOND).stale_while_revalidate(SECOND)), Inner::default());
-        let mut call = ask(&dedup, &inner, "k");
-        assert_pending!(call.poll());
-        inner.answer(0, "old");
-        assert!(assert_ready!(call.poll()).is_ok());
+        be_answered(&dedup, &inner, "old");
         advance(SECOND + SECOND / 2).await;
         assert_eq!(assert_ready!(ask(&dedup, &inner, "k").poll()).unwrap(), "old");
         turns().await;
@@ -483,10 +482,7 @@ async fn a_refresh_by_callers_that_is_left_alone_is_given_up() {
 async fn a_refresh_by_callers_that_somebody_has_is_joined() {
     let replay = Replay::ttl(SECOND).stale_while_revalidate(SECOND).refresh_by_callers();
     let (dedup, inner) = (Dedup::new(replay), Inner::default());
-    let mut call = ask(&dedup, &inner, "k");
-    assert_pending!(call.poll());
-    inner.answer(0, "old");
-    assert!(assert_ready!(call.poll()).is_ok());
+    be_answered(&dedup, &inner, "old");
     advance(SECOND).await;
     let service = dedup.layer(|key: &&'static str| Some((*key).to_owned()));
     let below = inner.clone();
@@ -509,10 +505,7 @@ async fn a_refresh_by_callers_that_somebody_has_is_joined() {
 async fn a_refresh_that_went_with_the_stale_answer_is_not_under_way() {
     let replay = Replay::ttl(SECOND).stale_while_revalidate(SECOND).refresh_by_callers();
     let (dedup, inner) = (Dedup::new(replay), Inner::default());
-    let mut call = ask(&dedup, &inner, "k");
-    assert_pending!(call.poll());
-    inner.answer(0, "old");
-    assert!(assert_ready!(call.poll()).is_ok());
+    be_answered(&dedup, &inner, "old");
     advance(SECOND).await;
     assert_eq!(assert_ready!(ask(&dedup, &inner, "k").poll()).unwrap(), "old");
     assert_eq!(dedup.stats().in_flight, 1);
@@ -527,10 +520,7 @@ async fn a_refresh_that_went_with_the_stale_answer_is_not_under_way() {
 fn callers_fetch_the_new_answer_where_no_runtime_does() {
     let replay = Replay::ttl(Duration::from_nanos(1)).stale_while_revalidate(3_600 * SECOND);
     let (dedup, inner) = (Dedup::new(replay), Inner::default());
-    let mut call = ask(&dedup, &inner, "k");
-    assert_pending!(call.poll());
-    inner.answer(0, "old");
-    assert!(assert_ready!(call.poll()).is_ok());
+    be_answered(&dedup, &inner, "old");
     for _ in 0..3 {
         assert_eq!(assert_ready!(ask(&dedup, &inner, "k").poll()).unwrap(), "old");
         assert_eq!((inner.calls(), inner.is_dropped(1)), (2, false), "one call fetches the new one");
@@ -544,10 +534,7 @@ fn callers_fetch_the_new_answer_where_no_runtime_does() {
 async fn refreshes_are_counted_apart_from_calls_that_wait() {
     let replay = Replay::ttl(SECOND).stale_while_revalidate(9 * SECOND).refresh_by_callers();
     let (dedup, inner) = (Dedup::new(replay), Inner::default());
-    let mut call = ask(&dedup, &inner, "k");
-    assert_pending!(call.poll());
-    inner.answer(0, "old");
-    assert!(assert_ready!(call.poll()).is_ok());
+    be_answered(&dedup, &inner, "old");
     advance(SECOND).await;
     assert_eq!(assert_ready!(ask(&dedup, &inner, "k").poll()).unwrap(), "old");
     let stats = dedup.stats();
@@ -569,10 +556,7 @@ async fn refreshes_are_counted_apart_from_calls_that_wait() {
 async fn an_error_is_not_kept_in_place_of_an_answer_that_is_served_still() {
     let replay = Replay::ttl(SECOND).stale_while_revalidate(9 * SECOND).negative_ttl(9 * SECOND);
     let (dedup, inner) = (Dedup::new(replay), Inner::default());
-    let mut call = ask(&dedup, &inner, "k");
-    assert_pending!(call.poll());
-    inner.answer(0, "old");
-    assert!(assert_ready!(call.poll()).is_ok());
+    be_answered(&dedup, &inner, "old");
     advance(SECOND).await;
     for n in [1, 2] {
         assert_eq!(assert_ready!(ask(&dedup, &inner, "k").poll()).unwrap(), "old");
@@ -606,10 +590,7 @@ async fn a_new_error_takes_the_place_of_an_old_one() {
 #[tokio::test(start_paused = true)]
 async fn an_answer_stands_in_for_an_error_while_it_may() {
     let (dedup, inner) = (Dedup::new(Replay::ttl(SECOND).stale_if_error(SECOND)), Inner::default());
-    let mut call = ask(&dedup, &inner, "k");
-    assert_pending!(call.poll());
-    inner.answer(0, "old");
-    assert!(assert_ready!(call.poll()).is_ok());
+    be_answered(&dedup, &inner, "old");
     for (n, stands_in) in [(1, true), (2, false)] {
         advance(SECOND).await;
         let mut calls = [0; 2].map(|_| ask(&dedup, &inner, "k"));
@@ -626,10 +607,7 @@ async fn an_answer_stands_in_for_an_error_while_it_may() {
 async fn an_error_for_which_something_stands_in_is_not_kept() {
     let replay = Replay::ttl(SECOND).stale_if_error(9 * SECOND).negative_ttl(9 * SECOND);
     let (dedup, inner) = (Dedup::new(replay), Inner::default());
-    let mut call = ask(&dedup, &inner, "k");
-    assert_pending!(call.poll());
-    inner.answer(0, "old");
-    assert!(assert_ready!(call.poll()).is_ok());
+    be_answered(&dedup, &inner, "old");
     advance(SECOND).await;
     for n in [1, 2] {
         let mut call = ask(&dedup, &inner, "k");
