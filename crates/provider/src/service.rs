@@ -35,7 +35,7 @@ use crate::{Class, Error, Facts, Limits, Operation, ResponseBody, ResponseFuture
 ///
 /// Ready when the transport is. An answer that is no event stream is read whole, up to a bound, before the call
 /// resolves, so one that is cut or garbled becomes an error instead of a broken 200: it must be JSON from its first byte to
-/// its last, nested no deeper than 127 levels, or at paths of which no [`Operation`] is known begin and end as JSON does.
+/// its last, or at paths of which no [`Operation`] is known begin and end as JSON does.
 ///
 /// A stream resolves with its head and passes on every whole event at once, all that arrived together in one frame. It
 /// never ends silently: where the upstream stops without `data: [DONE]`, breaks off, stalls, sends what is no event or one
