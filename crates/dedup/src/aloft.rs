@@ -58,17 +58,21 @@ impl<K, T> Aloft<K, T> {
 }
 
 impl<K: Eq, T> Aloft<K, T> {
-    pub(crate) fn get(&self, key: &Hashed<K>, passed: &mut Passed<K, T>) -> Option<Arc<Flight<K, T>>> {
-        let mut found = None;
+    /// Puts the call under this key into `found`. What was looked at besides goes into `passed`.
+    pub(crate) fn get(
+        &self,
+        key: &Hashed<K>,
+        found: &mut Option<Arc<Flight<K, T>>>,
+        passed: &mut Passed<K, T>,
+    ) {
         self.0.find(key.hash, |place| {
-            let flight = if place.hash == key.hash { place.flight.upgrade() } else { None };
-            match flight {
-                Some(flight) if flight.key == *key => found = Some(flight),
-                Some(other) => passed.push(other),
-                None => {}
+            *found = if place.hash == key.hash { place.flight.upgrade() } else { None };
+            // It has left our hands before keys are compared, which is the user's code and may panic.
+            let is_it = found.as_ref().is_some_and(|flight| flight.key == *key);
+            if !is_it {
+                passed.extend(found.take());
             }
-            found.is_some()
+            is_it
         });
-        found
     }
 }

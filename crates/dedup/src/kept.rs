@@ -161,11 +161,7 @@ impl<K: Eq, V> Kept<K, V> {
         left
     }
 
-    #[inline]
     pub(crate) fn remove(&self, ledger: &mut Ledger, key: &Hashed<K>) -> Option<(Hashed<K>, V)> {
-        if self.most == 0 {
-            return None;
-        }
         let place = self.at(key, |place, _| Some(place))?;
         self.take(ledger, place)
     }

@@ -21,6 +21,7 @@ use crate::sync::{Mutex, MutexGuard, lock};
 mod models;
 #[cfg(all(test, not(loom)))]
 mod tests;
+
 /// The work, what has come of it, and who waits.
 pub(crate) struct Relay<W, R> {
     state: Mutex<State<W, R>>,

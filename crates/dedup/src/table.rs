@@ -138,13 +138,12 @@ impl<K: Hash + Eq + Clone, T> Table<K, T> {
         }
 
         let execution = Box::new(make());
-        let (mut aloft, mut passed);
-        passed = Passed::new();
+        let (mut aloft, mut passed) = (None, Passed::new());
         let mut held = lock(&part.busy.0);
         let inside = &mut *held;
         // It may have landed since.
         let seen = sight().unwrap_or(Seen::Nothing);
-        aloft = inside.aloft.get(&key, &mut passed);
+        inside.aloft.get(&key, &mut aloft, &mut passed);
         if let (Seen::Nothing, Some(flight)) = (&seen, &aloft) {
             // Not for who passes any more, but for those who wait. If there are none, nobody has driven it for who knows how
             // long.
@@ -231,11 +230,11 @@ impl<K: Hash + Eq + Clone, T> Table<K, T> {
     pub(crate) fn invalidate(&self, key: &K) {
         let key = Hashed::new(&self.hasher, key.clone());
         let part = self.part(key.hash);
-        let (_left, aloft, mut passed);
-        passed = Passed::new();
+        let (_left, mut aloft, mut passed);
+        (aloft, passed) = (None, Passed::new());
         let mut inside = lock(&part.busy.0);
         let inside = &mut *inside;
-        aloft = inside.aloft.get(&key, &mut passed);
+        inside.aloft.get(&key, &mut aloft, &mut passed);
         if let Some(flight) = &aloft {
             inside.aloft.remove(flight);
         }
@@ -317,18 +316,17 @@ impl<K: Eq, T> Table<K, T> {
     /// A caller who was to be served what is stale has got what is new, and reads on if there is more to come. `leads`: it is
     /// what he asked for himself.
     pub(crate) fn renewed(&self, flight: &Flight<K, T>, leads: bool) {
-        self.count(flight, |counts| {
-            counts.stale_hits -= 1;
-            if leads {
-                counts.refreshes -= 1;
-                counts.misses += 1;
-            } else {
-                counts.collapsed += 1;
-            }
-        });
         let part = self.part(flight.key.hash);
         let _flight;
-        let _inside = lock(&part.busy.0);
+        let mut inside = lock(&part.busy.0);
+        let counts = &mut inside.counts;
+        counts.stale_hits -= 1;
+        if leads {
+            counts.refreshes -= 1;
+            counts.misses += 1;
+        } else {
+            counts.collapsed += 1;
+        }
         _flight = part.let_go(flight);
     }
 

@@ -100,6 +100,7 @@ struct Word {
 impl PartialEq for Word {
     fn eq(&self, other: &Self) -> bool {
         COMPARED.take();
+        assert!(self.key != PANICS && other.key != PANICS, "keys panic when they are compared");
         self.key == other.key
     }
 }
@@ -112,6 +113,8 @@ impl Hash for Word {
     }
 }
 
+const PANICS: u64 = u64::MAX;
+
 thread_local! {
     /// Whoever is here goes when the next keys are compared.
     static COMPARED: std::cell::Cell<Option<Arc<Flight<Word, usize>>>> = const { std::cell::Cell::new(None) };
@@ -119,21 +122,25 @@ thread_local! {
 
 #[test]
 fn a_call_that_is_left_while_it_is_looked_at_ends_outside_of_the_lock() {
-    let table = table::<Word>(1, 1);
-    let word = |key| Word { key, hash: 0 };
-    let Found::Leads(other) = table.find(Identity::new(word(1)), never) else { panic!("nobody asks") };
-    let (done, is_done) = std::sync::mpsc::channel();
-    let looks = {
-        let table = table.clone();
-        move || {
-            COMPARED.set(Some(other));
-            assert!(matches!(table.find(Identity::new(word(2)), never), Found::Leads(_)));
-            done.send(()).expect("somebody waits");
-        }
-    };
-    std::thread::spawn(looks);
-    is_done.recv_timeout(Duration::from_secs(10)).expect("it waits for itself");
-    assert!(table.parts.iter().all(|part| lock(&part.busy.0).aloft.is_empty()));
+    for asked in [2, PANICS] {
+        let table = table::<Word>(1, 1);
+        let word = |key| Word { key, hash: 0 };
+        let Found::Leads(other) = table.find(Identity::new(word(1)), never) else { panic!("nobody asks") };
+        let (done, is_done) = std::sync::mpsc::channel();
+        let asks = {
+            let table = table.clone();
+            move || {
+                COMPARED.set(Some(other));
+                let asks = || drop(table.find(Identity::new(word(asked)), never));
+                let panics = std::panic::catch_unwind(std::panic::AssertUnwindSafe(asks)).is_err();
+                done.send(panics).expect("somebody waits");
+            }
+        };
+        std::thread::spawn(asks);
+        let panics = is_done.recv_timeout(Duration::from_secs(10)).expect("it waits for itself");
+        assert_eq!(panics, asked == PANICS);
+        assert!(table.parts.iter().all(|part| lock(&part.busy.0).aloft.is_empty()));
+    }
 }
 
 /// A key that looks at the table when it ends.
