@@ -12,11 +12,11 @@ use std::{
     time::Instant,
 };
 
-use bartizan_core::{BoxError, Budget, chain};
+use bartizan_core::{BoxError, Budget, Ending, Guard, GuardedBody, chain};
 use bartizan_provider::{Error, Facts, Tenant};
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
-use http_body::{Body, Frame, SizeHint};
+use http_body::Body;
 use pin_project_lite::pin_project;
 use tower::Service;
 
@@ -40,9 +40,17 @@ pub(crate) struct Logged<S> {
 
 /// Whom a call asks, and for whom.
 #[derive(Debug)]
-struct Call {
+pub(crate) struct Call {
     whom: Arc<Whom>,
     tenant: Option<Tenant>,
+}
+
+impl Guard for Call {
+    fn settle(self, ending: Ending<'_>) {
+        if let Ending::Failed(error) = ending {
+            self.failed(error, None);
+        }
+    }
 }
 
 impl Call {
@@ -82,8 +90,9 @@ impl<S, B> Service<Request<Bytes>> for Logged<S>
 where
     S: Service<Request<Bytes>, Response = Response<B>>,
     S::Error: Into<BoxError>,
+    B: Body,
 {
-    type Response = Response<LoggedBody<B>>;
+    type Response = Response<GuardedBody<B, Call>>;
     type Error = BoxError;
     type Future = LoggedFuture<S::Future>;
 
@@ -130,8 +139,9 @@ impl<F, B, E> Future for LoggedFuture<F>
 where
     F: Future<Output = Result<Response<B>, E>>,
     E: Into<BoxError>,
+    B: Body,
 {
-    type Output = Result<Response<LoggedBody<B>>, BoxError>;
+    type Output = Result<Response<GuardedBody<B, Call>>, BoxError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
@@ -142,7 +152,7 @@ where
                 if let Some(error) = response.extensions().get::<Arc<Error>>() {
                     call.failed(&**error, error.answered());
                 }
-                Ok(response.map(|inner| LoggedBody { inner, call }))
+                Ok(response.map(|body| GuardedBody::new(body, call)))
             }
             Err(error) => {
                 let error = error.into();
@@ -150,43 +160,5 @@ where
                 Err(error)
             }
         })
-    }
-}
-
-pin_project! {
-    /// The response body of [`Logged`].
-    pub(crate) struct LoggedBody<B> {
-        #[pin]
-        inner: B,
-        call: Call,
-    }
-}
-
-impl<B> Body for LoggedBody<B>
-where
-    B: Body,
-    B::Error: Into<BoxError>,
-{
-    type Data = B::Data;
-    type Error = BoxError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
-        let this = self.project();
-        this.inner.poll_frame(cx).map_err(|error| {
-            let error = error.into();
-            this.call.failed(&*error, None);
-            error
-        })
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
     }
 }
