@@ -413,11 +413,7 @@ fn a_body_that_panics_does_so_for_who_polls_it() {
 async fn a_stream_is_revalidated_to_its_end() {
     let dedup = told(Replay::ttl(SECOND).stale_while_revalidate(SECOND));
     let inner = Inner::default();
-    let mut answer = inner.ask(&dedup, ok);
-    inner.send(0, [Part::Data("old")]);
-    inner.end();
-    data(&mut answer);
-    assert!(frame(&mut answer).is_none());
+    inner.give(&dedup, ok, "old");
     advance(SECOND).await;
     assert_eq!(data(&mut inner.ask(&dedup, ok)), "old");
     advance(Duration::ZERO).await;
@@ -437,11 +433,7 @@ async fn a_revalidation_that_gets_too_long_ends() {
     let replay = Replay::ttl(SECOND).stale_while_revalidate(SECOND);
     let dedup = Dedup::sharing(Frames::new().served().max_body(1_000), replay);
     let inner = Inner::default();
-    let mut answer = inner.ask(&dedup, ok);
-    inner.send(0, [Part::Data("old")]);
-    inner.end();
-    data(&mut answer);
-    assert!(frame(&mut answer).is_none());
+    inner.give(&dedup, ok, "old");
     advance(SECOND).await;
     assert_eq!(data(&mut inner.ask(&dedup, ok)), "old");
     advance(Duration::ZERO).await;

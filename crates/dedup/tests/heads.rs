@@ -165,11 +165,7 @@ async fn what_must_be_revalidated_is_not_served_stale() {
     ];
     for (head, may_be_stale) in heads {
         let (dedup, inner) = (told(replay().refresh_by_callers()), Inner::default());
-        let mut answer = inner.ask(&dedup, head);
-        inner.send(0, [Part::Data("a")]);
-        inner.end();
-        data(&mut answer);
-        assert!(frame(&mut answer).is_none());
+        inner.give(&dedup, head, "a");
         assert!(matches!(served(&inner.ask(&dedup, ok)), Served::Hit { .. }));
         advance(SECOND).await;
         let answer = inner.ask(&dedup, |head| head.status(503));
@@ -232,11 +228,7 @@ async fn no_judgement_keeps_what_the_upstream_forbids() {
 async fn a_failure_of_the_upstream_is_answered_with_what_was_kept() {
     let dedup = told(Replay::ttl(SECOND).stale_if_error(SECOND));
     let inner = Inner::default();
-    let mut answer = inner.ask(&dedup, ok);
-    inner.send(0, [Part::Data("a")]);
-    inner.end();
-    data(&mut answer);
-    assert!(frame(&mut answer).is_none());
+    inner.give(&dedup, ok, "a");
     advance(SECOND).await;
     let mut stale = inner.ask(&dedup, |head| head.status(503).header("cache-control", "no-store"));
     assert_eq!((stale.status(), status(&stale)), (StatusCode::OK, "bartizan; hit; ttl=-0"));
@@ -268,11 +260,7 @@ async fn a_server_that_asks_to_come_later_has_failed() {
     for (head, fails) in heads {
         let replay = Replay::ttl(SECOND).stale_while_revalidate(SECOND).stale_if_error(4 * SECOND);
         let (dedup, inner) = (told(replay.cache_when(|_| true)), Inner::default());
-        let mut answer = inner.ask(&dedup, ok);
-        inner.send(0, [Part::Data("a")]);
-        inner.end();
-        data(&mut answer);
-        assert!(frame(&mut answer).is_none());
+        inner.give(&dedup, ok, "a");
         advance(SECOND).await;
         assert!(matches!(served(&inner.ask(&dedup, head)), Served::Stale { .. }));
         advance(SECOND).await;
@@ -339,11 +327,7 @@ fn heads_take_room_too() {
     assert_eq!(twice - small, small - bare, "each value counts");
 
     let (dedup, inner) = (kept(), Inner::default());
-    let mut answer = inner.ask(&dedup, |head| head.header("x-a", "b"));
-    inner.send(0, [Part::Data("data")]);
-    inner.end();
-    data(&mut answer);
-    assert!(frame(&mut answer).is_none());
+    inner.give(&dedup, |head| head.header("x-a", "b"), "data");
     assert!(dedup.stats().bytes > (small + "data".len()) as u64, "of a stream as well");
     assert!(dedup.stats().bytes < (small + "data".len() + 100) as u64);
 }
@@ -352,11 +336,7 @@ fn heads_take_room_too() {
 fn heads_do_not_count_for_what_is_held_of_a_body() {
     let dedup = Dedup::sharing(Frames::new().served().max_body(100), Replay::ttl(SECOND));
     let inner = Inner::default();
-    let mut answer = inner.ask(&dedup, |head| head.header("x-large", "x".repeat(1_000)));
-    inner.send(0, [Part::Data("data")]);
-    inner.end();
-    data(&mut answer);
-    assert!(frame(&mut answer).is_none());
+    inner.give(&dedup, |head| head.header("x-large", "x".repeat(1_000)), "data");
     assert_eq!(dedup.stats().entries, 1);
 }
 

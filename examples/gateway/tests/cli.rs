@@ -195,8 +195,13 @@ fn an_address_that_is_taken() {
 /// A running gateway with one worker, the lines it prints, and its address.
 #[cfg(unix)]
 fn serve(more: &[&str]) -> (Child, impl Iterator<Item = String> + use<>, String) {
-    let mut child = gateway(&["--listen", "127.0.0.1:0"])
-        .args(more)
+    start(gateway(&["--listen", "127.0.0.1:0"]).args(more))
+}
+
+/// The same of a command that runs one.
+#[cfg(unix)]
+fn start(command: &mut Command) -> (Child, impl Iterator<Item = String> + use<>, String) {
+    let mut child = command
         .env("GATEWAY_SERVER_WORKERS", "1")
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -348,16 +353,7 @@ fn out_of_descriptors() {
     );
     let script =
         format!("ulimit -n 40; exec {} --listen 127.0.0.1:0 --config {path}", env!("CARGO_BIN_EXE_gateway"));
-    let mut child = Command::new("sh")
-        .args(["-c", &script])
-        .env_clear()
-        .env("GATEWAY_SERVER_WORKERS", "1")
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
-    let address = lines.next().unwrap().strip_prefix("listening on http://").unwrap().to_owned();
+    let (child, _lines, address) = start(Command::new("sh").args(["-c", &script]).env_clear());
 
     let ask = |connection: &mut TcpStream, head: &str, body: &str| {
         let request = format!(
